@@ -1,0 +1,1 @@
+"""Compose mail and send it, on asyncio."""

@@ -1,0 +1,96 @@
+"""What came of a message: the server's replies and the receipt for what it accepted."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+if t.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from amail.envelope import Envelope
+    from amail.errors import Outcome
+
+_ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:[ \t]|$)")
+# How common servers say under which id they queued a message. Best effort, for support tickets.
+_QUEUE_ID = re.compile(
+    r"(?:queued(?: mail)? (?:as|for delivery as)|id=|message-id:|(?i:^ok)[: ]+(?:id=)?)"
+    r"[ <]*([A-Za-z0-9._@+-]{5,100})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One complete reply of the server (RFC 5321, section 4.2).
+
+    ``enhanced`` is the enhanced status code (RFC 3463) if there is one whose class agrees with
+    ``code``. ``text`` is without codes, its lines joined by a line feed.
+    """
+
+    code: int
+    enhanced: str | None
+    text: str
+
+    @classmethod
+    def from_lines(cls, code: int, lines: t.Sequence[str]) -> Reply:
+        """Build a reply from the texts behind its codes, taking out the enhanced status code."""
+        enhanced = None
+        match = _ENHANCED.match(lines[-1])
+        if match and match[1][0] == str(code)[0]:
+            enhanced = match[1]
+            prefix = enhanced + " "
+            lines = [line.removeprefix(prefix).removeprefix(enhanced) for line in lines]
+        return cls(code, enhanced, "\n".join(lines))
+
+    @property
+    def positive(self) -> bool:
+        """True for 2yz."""
+        return 200 <= self.code < 300
+
+    @property
+    def transient(self) -> bool:
+        """True for 4yz: the same command may succeed later."""
+        return 400 <= self.code < 500
+
+    @property
+    def permanent(self) -> bool:
+        """True for 5yz: the same command will fail again."""
+        return 500 <= self.code < 600
+
+    @property
+    def queue_id(self) -> str | None:
+        """The id under which the server queued the message, if its text says so."""
+        match = _QUEUE_ID.search(self.text)
+        return match[1] if match else None
+
+    def __str__(self) -> str:
+        """The reply on one line as the server wrote it: code, enhanced code, text."""
+        text = self.text.replace("\n", " / ")
+        return " ".join(filter(None, (str(self.code), self.enhanced, text)))
+
+
+_NOTHING_REFUSED: Mapping[str, Reply] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The server took responsibility for a message (RFC 5321, section 4.2.5).
+
+    ``accepted`` are the forward-paths it took, ``refused`` maps those it did not take to its
+    replies. ``relay`` is the server as "host:port". ``queue_id`` is the id it gave, if its reply
+    says one. ``attempts`` counts tries over the wire, ``transactions`` is more than one where the
+    server had to be given the recipients in several parts.
+    """
+
+    message_id: str
+    envelope: Envelope
+    reply: Reply
+    accepted: tuple[str, ...]
+    refused: Mapping[str, Reply] = field(default_factory=lambda: _NOTHING_REFUSED)
+    relay: str | None = None
+    queue_id: str | None = None
+    attempts: int = 1
+    transactions: int = 1
+    outcome: Outcome = "accepted"
