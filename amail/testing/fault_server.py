@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import threading
 import typing as t
+from collections import Counter
 
 from amail.testing.script import STAGES, Moment, Script, Stage, due
 from amail.testing.session import Session
@@ -100,7 +101,8 @@ class FaultServer:
         self.violations: list[str] = []
         self.connections = 0
         self._script: dict[Stage, Script] = {}
-        self._times: dict[Stage, int] = dict.fromkeys(STAGES, 0)
+        self._times: Counter[Stage] = Counter()
+        self._reached: Counter[Stage] = Counter()
         self._mails = 0
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._waiting: set[asyncio.Future[None]] = set()
@@ -203,7 +205,7 @@ class FaultServer:
 
         Returns at once where that was before. With ``Hang()`` there the client then waits for us.
         """
-        await self.until(lambda: self._times[stage] >= times)
+        await self.until(lambda: self._reached[stage] >= times)
 
     async def all_closed(self) -> None:
         """Wait until no connection is open.
@@ -236,8 +238,8 @@ class FaultServer:
         """Done when those who hang may go on."""
         return self._released
 
-    def arrive(self, stage: Stage, session: Session, line: str) -> Action:
-        """Note that a client stands at a stage, and say what is due."""
+    def due(self, stage: Stage, session: Session, line: str) -> Action:
+        """Count a client's coming to a stage, and say what is due."""
         if stage == "mail":
             self._mails += 1
             session.message = self._mails
@@ -255,8 +257,12 @@ class FaultServer:
             line=line,
             encrypted=session.wire.encrypted,
         )
-        self.notify()
         return due(self._script.get(stage), moment)
+
+    def announce(self, stage: Stage) -> None:
+        """Let those know who wait for a client to stand at a stage."""
+        self._reached[stage] += 1
+        self.notify()
 
     def notify(self) -> None:
         """Something happened that somebody may be waiting for."""

@@ -130,7 +130,7 @@ class Session:
         await self._act("connect")
         if self._server.implicit:
             await self._handshake()
-        action = self._server.arrive("greeting", self, "")
+        action = self._due("greeting", "")
         await self._perform(action, f"220 {_NAME} ESMTP ready")
         if self.wire.pending:
             self._violation("octets before the greeting")
@@ -187,7 +187,7 @@ class Session:
 
     async def _auth(self, line: str) -> None:
         while True:
-            action = self._server.arrive("auth", self, "AUTH")
+            action = self._due("auth", "AUTH")
             if isinstance(action, Usual):
                 self._reply(await self._authenticate(line))
                 return
@@ -290,7 +290,7 @@ class Session:
             usual = "552 5.3.4 message too large"
         else:
             usual = f"250 2.0.0 ok, queued as F{len(self._server.messages) + 1:05}"
-        action = self._server.arrive("final", self, "")
+        action = self._due("final", "")
         # Held from here on: whether our reply arrives, nobody can promise.
         if not 400 <= (code_of(first_reply(action, usual)) or code_of(usual)) < 600:
             self._keep(transaction, reader.content)
@@ -298,7 +298,7 @@ class Session:
 
     async def _read_content(self, reader: ContentReader) -> bool:
         """Read until the final dot. True if the reply was given before it."""
-        action = self._server.arrive("body", self, "")
+        action = self._server.due("body", self, "")
         due_after: float = getattr(action, "after", 0)
         replied = False
         pace = action.octets_per_second if isinstance(action, Slow) else None
@@ -306,6 +306,7 @@ class Session:
         while True:
             if reader.received >= due_after:
                 due_after = float("inf")
+                self._server.announce("body")
                 replied = bool(await self._perform_in_body(action))
             most = 1 << 16
             if pace:
@@ -417,7 +418,12 @@ class Session:
 
     async def _act(self, stage: Stage, line: str = "", usual: str = "") -> str:
         """Do what is due at a stage. The first reply given, "" if none was."""
-        return await self._perform(self._server.arrive(stage, self, line), usual)
+        return await self._perform(self._due(stage, line), usual)
+
+    def _due(self, stage: Stage, line: str) -> Action:
+        action = self._server.due(stage, self, line)
+        self._server.announce(stage)
+        return action
 
     async def _perform(self, step: Step, usual: str) -> str:
         action: Action | None = as_action(step)

@@ -33,6 +33,7 @@ class Wire(asyncio.Protocol):
         self._receive_buffer = receive_buffer
         self._buffer = bytearray()
         self._held = True
+        self._upgrading = False
         self._arrival: asyncio.Future[None] | None = None
         self.encrypted = False
 
@@ -127,12 +128,16 @@ class Wire(asyncio.Protocol):
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Do the TLS handshake as a server. Raises GoneError if it fails."""
         loop = asyncio.get_running_loop()
+        # Octets can come with the end of the handshake, before its transport is known here.
+        self._upgrading = True
         try:
             transport = await loop.start_tls(
                 self._tcp, self, context, server_side=True, ssl_shutdown_timeout=1
             )
         except OSError as error:
             raise GoneError from error
+        finally:
+            self._upgrading = False
         if transport is None:  # Python 3.11 says so where the client went away in the handshake
             raise GoneError
         self._transport = transport
@@ -194,7 +199,7 @@ class Wire(asyncio.Protocol):
         return taken
 
     def _regulate(self) -> None:
-        if self._transport.is_closing():
+        if self._upgrading or self._transport.is_closing():
             return
         if self._held or len(self._buffer) > _BUFFER_LIMIT:
             self._transport.pause_reading()
