@@ -210,11 +210,11 @@ class FaultServer:
     async def all_closed(self) -> None:
         """Wait until no connection is open.
 
-        Connections whose octets are not being read (a ``Hang`` in the body) are read again, for
-        the end of a connection is seen by reading only.
+        Where octets are not being read (a ``Hang`` in the body), they are read and thrown away
+        from now on, for the end of a connection is seen by reading only.
         """
         for session in self._sessions:
-            session.wire.hold(False)
+            session.wire.forsake()
         await self.until(lambda: not self._sessions)
 
     async def until(self, condition: Callable[[], bool]) -> None:

@@ -34,6 +34,7 @@ class Wire(asyncio.Protocol):
         self._buffer = bytearray()
         self._held = True
         self._upgrading = False
+        self._forsaken = False
         self._arrival: asyncio.Future[None] | None = None
         self.encrypted = False
 
@@ -51,6 +52,8 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Keep octets until they are asked for, up to a limit."""
+        if self._forsaken:
+            return
         self._buffer += data
         self._regulate()
         self._wake()
@@ -80,6 +83,13 @@ class Wire(asyncio.Protocol):
         """Stop taking octets from the socket, or go on."""
         self._held = held
         self._regulate()
+
+    def forsake(self) -> None:
+        """If octets are not being taken, throw them away from now on, to see the client leave."""
+        if self._held:
+            self._forsaken = True
+            self._buffer.clear()
+            self.hold(False)
 
     async def read_line(self) -> bytes:
         """Read a line with its line feed. Raises GoneError at the end or for an endless line."""
