@@ -6,12 +6,24 @@ import typing as t
 
 import pytest
 
+from tests.musts import watching
 from tests.servers.postfix import postfix_server
+from tests.servers.sink import smtp_sink
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
+    from tests.musts import Musts
     from tests.servers.postfix import PostfixServer
+    from tests.servers.sink import SmtpSink
+
+
+@pytest.fixture
+async def musts(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Musts]:
+    """Check after the test what no send may ever do: see tests/musts.py."""
+    async with watching(caplog) as musts:
+        yield musts
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +38,10 @@ def postfix(running_postfix: PostfixServer) -> PostfixServer:
     """Postfix, with nothing stored yet."""
     running_postfix.clear()
     return running_postfix
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Iterator[SmtpSink]:
+    """Postfix's smtp-sink."""
+    with smtp_sink(tmp_path) as running:
+        yield running
