@@ -141,7 +141,7 @@ class LoopWatch:
         self._thread = threading.get_ident()
         self._not_counted = 0.0
         self._collecting_since = 0.0
-        self._run = asyncio.Handle._run  # type: ignore[attr-defined]
+        self._run = asyncio.Handle._run
 
     def __enter__(self) -> t.Self:
         run, mine, clock = self._run, self._thread, time.perf_counter
@@ -164,13 +164,13 @@ class LoopWatch:
             if seconds > self.limit:
                 self.blocked.append(f"{seconds * 1000:.0f} ms in {handle!r}")
 
-        asyncio.Handle._run = timed  # type: ignore[attr-defined]
+        asyncio.Handle._run = timed  # type: ignore[method-assign, assignment]
         gc.callbacks.append(self._collecting)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         gc.callbacks.remove(self._collecting)
-        asyncio.Handle._run = self._run  # type: ignore[attr-defined]
+        asyncio.Handle._run = self._run  # type: ignore[method-assign]
 
     @contextlib.contextmanager
     def not_counting(self) -> Iterator[None]:

@@ -33,6 +33,7 @@ from amail.testing import (
     Partial,
     Reset,
     Say,
+    Script,
     Slow,
 )
 from amail.testing.content import ContentReader
@@ -185,7 +186,7 @@ def moment(**numbers: int) -> Moment:
 
 
 def test_a_list_goes_on_with_its_last_action() -> None:
-    script = ["421 busy", OK]
+    script: Script = ["421 busy", OK]
     assert [due(script, moment(nth=nth)) for nth in (1, 2, 3)] == [Say("421 busy"), OK, OK]
 
 
@@ -271,6 +272,28 @@ async def test_a_failing_script_is_raised_when_the_server_closes() -> None:
     with pytest.raises(KeyError, match="greeting"):
         async with FaultServer(greeting=script) as server, connected(server) as client:
             assert await client.rest() == b""
+
+
+def test_a_failing_script_is_raised_where_a_server_in_a_thread_is_left() -> None:
+    def script(at: Moment) -> str:
+        raise KeyError(at.stage)
+
+    with pytest.raises(KeyError, match="noop"), FaultServer.serve_in_thread(noop=script) as server:
+        client = smtplib.SMTP(server.host, server.port, timeout=10)
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            client.noop()
+
+
+def test_a_server_in_a_thread_says_why_it_cannot_start() -> None:
+    with FaultServer.serve_in_thread() as first, pytest.raises(OSError, match="in use"):
+
+        class Second(FaultServer):
+            async def start(self) -> None:
+                self.port = first.port
+                await super().start()
+
+        with Second.serve_in_thread():
+            pass
 
 
 # What actions do

@@ -19,7 +19,9 @@ from amail.testing.script import (
     Partial,
     Reset,
     Say,
+    Script,
     Slow,
+    Stage,
 )
 
 __all__ = [
@@ -42,5 +44,7 @@ __all__ = [
     "Received",
     "Reset",
     "Say",
+    "Script",
     "Slow",
+    "Stage",
 ]

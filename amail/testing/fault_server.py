@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import typing as t
 from collections import Counter
+from concurrent import futures
 
 from amail.testing.script import STAGES, Moment, Script, Stage, due
 from amail.testing.session import Session
@@ -136,7 +136,12 @@ class FaultServer:
         self._script.update(changes)
 
     async def start(self) -> None:
-        """Listen. The first time on a free port, later on the same one."""
+        """Listen. The first time on a free port, later on the same one.
+
+        Raises RuntimeError if it listens already.
+        """
+        if self._listener:
+            raise RuntimeError(f"{self!r} listens already")
         loop = asyncio.get_running_loop()
         self._released: asyncio.Future[None] = loop.create_future()
         self._loop = loop
@@ -179,26 +184,26 @@ class FaultServer:
         any thread; what is awaited belongs to the server's own loop.
         """
         server = cls(script, **options)
-        ready = threading.Event()
-        stop: Callable[[], object] = bool
+        started: futures.Future[Callable[[], object]] = futures.Future()
 
         async def serve() -> None:
-            nonlocal stop
-            stopped = asyncio.Event()
-            loop = asyncio.get_running_loop()
-            stop = lambda: loop.call_soon_threadsafe(stopped.set)  # noqa: E731
+            loop, stopped = asyncio.get_running_loop(), asyncio.Event()
             async with server:
-                ready.set()
+                started.set_result(lambda: loop.call_soon_threadsafe(stopped.set))
                 await stopped.wait()
 
-        thread = threading.Thread(target=asyncio.run, args=(serve(),), name="fault-server")
-        thread.start()
-        ready.wait()
-        try:
-            yield server
-        finally:
-            stop()
-            thread.join()
+        with futures.ThreadPoolExecutor(1, thread_name_prefix="fault-server") as thread:
+            serving = thread.submit(lambda: asyncio.run(serve()))
+            either: set[futures.Future[t.Any]] = {started, serving}
+            futures.wait(either, return_when=futures.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+            stop = started.result()
+            try:
+                yield server
+            finally:
+                stop()
+            serving.result()
 
     async def reached(self, stage: Stage, times: int = 1) -> None:
         """Wait until clients have stood at a stage that often since the server was made.

@@ -119,7 +119,7 @@ def aiosmtpd_server(
         await stopped.wait()
         listener.close()
         for each in protocols:
-            if each.transport is not None:
+            if isinstance(each.transport, asyncio.WriteTransport):
                 each.transport.abort()
         await asyncio.sleep(0)
 
