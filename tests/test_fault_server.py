@@ -89,8 +89,10 @@ async def connected(
         yield client
     finally:
         client.writer.transport.abort()
-        with contextlib.suppress(OSError):
-            await client.writer.wait_closed()
+        with contextlib.suppress(OSError, TimeoutError):
+            # A stream whose TLS handshake was cut off never says that it is closed.
+            async with asyncio.timeout(1):
+                await client.writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
@@ -418,6 +420,30 @@ async def test_a_reset_in_the_body_comes_after_that_many_octets(after: int) -> N
         assert server.messages == []
 
 
+async def test_an_action_in_the_body_comes_first_though_the_dot_has_arrived() -> None:
+    async with FaultServer(body=Close(after=1)) as server, greeted(server) as client:
+        await client.to_data()
+        client.write(b"hello\r\n.\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert await client.rest() == b""
+    assert server.messages == []
+
+
+async def test_an_action_beyond_the_end_of_the_content_never_comes() -> None:
+    async with FaultServer(body=Close(after=1000)) as server, greeted(server) as client:
+        await client.to_data()
+        assert (await client.say(b"hello\r\n.")).startswith("250")
+
+
+async def test_a_client_that_has_said_all_still_gets_its_replies() -> None:
+    async with FaultServer() as server, greeted(server) as client:
+        await client.to_data()
+        client.write(b"hello\r\n.\r\nQUIT\r\n")
+        client.writer.write_eof()
+        assert (await client.rest()).decode().split("\r\n")[0].startswith("250 2.0.0 ok")
+    assert len(server.messages) == 1
+
+
 async def test_a_hang_in_the_body_closes_the_window_until_released() -> None:
     content = (b"x" * 70 + b"\r\n") * 200_000
     server = FaultServer(body=Hang(after=1000), receive_buffer=1 << 16)
@@ -666,14 +692,26 @@ async def test_a_client_that_does_not_trust_the_certificate_leaves_nothing_behin
 
 
 async def test_clear_text_behind_starttls_is_noted_and_thrown_away(
-    server_tls: ssl.SSLContext,
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
 ) -> None:
     async with FaultServer(tls=server_tls) as server, greeted(server) as client:
         await client.say("EHLO client.test")
         client.write(b"STARTTLS\r\nNOOP\r\n")
         assert (await client.reply()).startswith("220")
         assert any("behind STARTTLS" in sentence for sentence in server.violations)
-    assert [command.line for command in server.commands] == ["EHLO client.test", "STARTTLS"]
+        await client.writer.start_tls(client_tls, server_hostname=server.host)
+        assert (await client.say("QUIT")).startswith("221")
+    assert [command.line for command in server.commands] == ["EHLO client.test", "STARTTLS", "QUIT"]
+
+
+async def test_a_client_hello_that_comes_early_is_kept_for_the_handshake(
+    server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    server = FaultServer({"tls": Delay(0.02)}, tls=server_tls)
+    async with server, greeted(server) as client:
+        await client.say("EHLO client.test", "STARTTLS")
+        await client.writer.start_tls(client_tls, server_hostname=server.host)
+        assert (await client.say("QUIT")).startswith("221")
 
 
 async def test_tls_can_end_with_and_without_a_close_notify(
@@ -748,6 +786,19 @@ async def test_closing_leaves_no_task_and_no_connection_whatever_clients_do() ->
         writer.transport.abort()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+@pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01"])
+async def test_closing_ends_a_handshake_that_never_ends(
+    server_tls: ssl.SSLContext, hello: bytes
+) -> None:
+    before = asyncio.all_tasks()
+    async with FaultServer(tls=server_tls, implicit=True) as server, connected(server) as client:
+        client.write(hello)
+        await server.reached("tls")
+        async with asyncio.timeout(1):
+            await server.aclose()
+        assert asyncio.all_tasks() == before
 
 
 async def test_a_server_comes_back_on_the_same_port() -> None:
