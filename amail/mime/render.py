@@ -1,0 +1,359 @@
+"""Message -> (Envelope, Content): which part nests in which, and where the whole goes.
+
+    mixed
+    ├── alternative                 text and html, in the order of preference (RFC 2046, 5.1.4)
+    │   ├── text/plain
+    │   ├── related                 html and the images it shows (RFC 2387)
+    │   │   ├── text/html
+    │   │   └── image/png           inline, with a Content-ID
+    │   └── text/calendar           further alternatives
+    └── application/pdf             attachments
+
+A level that would hold one part only is left out, but for mixed around an attachment.
+Invariant: composing the same unchanged message again gives the same octets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import typing as t
+
+from amail.address import Address
+from amail.envelope import Envelope
+from amail.errors import InvalidAttachment, InvalidHeader, MessageError, MessageTooLarge
+from amail.limits import Limits
+from amail.mime.attachments import Part, attachment_part
+from amail.mime.bodies import encode_text
+from amail.mime.content import Content
+from amail.mime.fields import Fields, esmtp_options, format_date, people
+from amail.mime.headers import HeaderWriter, media_type
+from amail.text import as_text
+
+if t.TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amail.address import Person
+    from amail.message import Message
+    from amail.mime.content import Stream
+
+_logger = logging.getLogger("amail")
+
+_CHARSETS = frozenset(
+    (
+        "utf-8 us-ascii iso-2022-jp shift_jis euc-jp gb2312 gbk gb18030 big5 euc-kr koi8-r koi8-u "
+        + " ".join(f"iso-8859-{part}" for part in range(1, 17) if part != 12)
+        + " "
+        + " ".join(f"windows-125{page}" for page in range(9))
+    ).split()
+)
+_CHARSET_ALIASES = {"utf8": "utf-8", "ascii": "us-ascii", "latin-1": "iso-8859-1"}
+_CID = re.compile(r"""\bcid:([^\s"'<>)]+)""", re.IGNORECASE)
+_SMALL = 64 * 1024
+_DEFAULT_LIMITS = Limits()
+
+
+class Entity(t.NamedTuple):
+    """A MIME entity: header fields, then pieces of its body, without a final line end."""
+
+    header: str
+    body: Sequence[bytes | Stream]
+    is_8bit: bool = False
+
+
+def compose(
+    message: Message,
+    *,
+    default_sender: Person | None = None,
+    limits: Limits = _DEFAULT_LIMITS,
+    ascii_attachments: bool = False,
+    all_recipients: bool = False,
+    envelope: Envelope | None = None,
+) -> tuple[Envelope, Content]:
+    """Compose a message: a snapshot that later changes of the message do not reach.
+
+    ``default_sender`` is the author where the message names none. With ``ascii_attachments`` file
+    names are written in ASCII. Given an ``envelope``, the content goes there whatever the message
+    says, and the message need not name a recipient.
+
+    Raises MessageError: InvalidAddress, InvalidHeader, InvalidAttachment, MessageTooLarge. Does no
+    I/O but to look at files attached by their path and to read file objects.
+    """
+    author = _author(message, default_sender)
+    to = people(message.recipients, "recipients")
+    cc = people(message.cc, "cc")
+    bcc = people(message.bcc, "bcc")
+    fields = Fields(message, limits)
+    if envelope is None:
+        envelope = _envelope(message, author, [*to, *cc, *bcc], limits, all_recipients)
+    needs_utf8 = (
+        author.needs_utf8
+        or not envelope.reverse_path.isascii()
+        or not all(map(str.isascii, envelope.forward_paths))
+        or any(address.needs_utf8 for address in (*to, *cc, *fields.addresses()))
+    )
+    charset = _charset(message.charset)
+    writer = HeaderWriter(charset, utf8=needs_utf8)
+
+    message_id = fields.message_id or message.identity.message_id_at(author.ascii_domain)
+    date = fields.date or format_date(message.identity.draw_date())
+    head = [writer.mailboxes("From", [author])]
+    if fields.sender is not None:
+        head.append(writer.mailboxes("Sender", [fields.sender]))
+    if fields.reply_to:
+        head.append(writer.mailboxes("Reply-To", fields.reply_to))
+    if to:
+        head.append(writer.mailboxes("To", to))
+    elif not cc:
+        head.append("To: undisclosed-recipients:;\r\n")
+    if cc:
+        head.append(writer.mailboxes("Cc", cc))
+    if fields.subject:
+        head.append(writer.unstructured("Subject", fields.subject))
+    head.append(f"Date: {date}\r\nMessage-ID: {message_id}\r\n")
+    head.append(fields.write(writer))
+    head.append("MIME-Version: 1.0\r\n")
+
+    body = _Structure(
+        message, writer, charset, message_id, limits=limits, ascii_names=ascii_attachments
+    ).entity()
+    head.append(body.header)
+    head.append("\r\n")
+    content = Content(
+        ["".join(head).encode(), *body.body],
+        message_id=message_id,
+        needs_utf8=needs_utf8,
+        needs_8bit=needs_utf8 or body.is_8bit,
+    )
+    if len(content) > limits.message_size:
+        raise _too_large(len(content), limits)
+    return envelope, content
+
+
+def _author(message: Message, default_sender: Person | None) -> Address:
+    sender = message.sender if message.sender is not None else default_sender
+    if sender is None:
+        raise MessageError("sender: the message has none and there is no default sender")
+    if isinstance(sender, list | set):
+        raise MessageError("sender: must be one person; the others can stand in reply_to")
+    return Address.of(sender, field="sender")
+
+
+def _envelope(
+    message: Message,
+    author: Address,
+    recipients: list[Address],
+    limits: Limits,
+    all_recipients: bool,
+) -> Envelope:
+    forward_paths = list({address.mailbox: address.addr_spec for address in recipients}.values())
+    if not forward_paths:
+        raise MessageError("recipients: the message has none, nor in cc or bcc")
+    if len(forward_paths) > limits.recipients:
+        raise MessageError(
+            f"recipients: {len(forward_paths)}; {limits.recipients} are allowed (limits)"
+        )
+    reverse_path = author.addr_spec
+    if message.envelope_from is not None:
+        reverse_path = _reverse_path(message.envelope_from)
+    return Envelope(
+        reverse_path,
+        tuple(forward_paths),
+        esmtp_options(message.mail_options, "mail_options"),
+        esmtp_options(message.rcpt_options, "rcpt_options"),
+        all_recipients,
+    )
+
+
+def _reverse_path(person: Person) -> str:
+    """Return the address bounces go to; "" asks for none (RFC 5321, section 4.5.5)."""
+    if person == "":
+        return ""
+    return Address.of(person, field="envelope_from").addr_spec
+
+
+def _charset(charset: object) -> str:
+    """Return the name of an allowed charset, or raise MessageError."""
+    if charset is None:
+        return "utf-8"
+    name = as_text(charset, "charset", MessageError).lower()
+    name = _CHARSET_ALIASES.get(name, name)
+    if name not in _CHARSETS:
+        raise MessageError(
+            "charset: not one that mail is written in; leave it out for UTF-8, which holds all text"
+        )
+    return name
+
+
+def _too_large(size: int, limits: Limits) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"the message has {size} octets; {limits.message_size} are allowed (limits.message_size)"
+    )
+
+
+class _Structure:
+    """Builds the tree of parts of one message."""
+
+    def __init__(
+        self,
+        message: Message,
+        writer: HeaderWriter,
+        charset: str,
+        message_id: str,
+        *,
+        limits: Limits,
+        ascii_names: bool,
+    ) -> None:
+        self._message = message
+        self._writer = writer
+        self._charset = charset
+        self._message_id = message_id
+        self._limits = limits
+        self._ascii_names = ascii_names
+        self._multiparts = 0
+
+    def entity(self) -> Entity:
+        message = self._message
+        texts = self._texts()
+        size = sum([len(text) for _, text, _ in texts])
+        if size > self._limits.message_size:
+            raise _too_large(size, self._limits)
+        attached = self._attachments() if message.attachments else []
+        inline = self._shown_inline(texts, attached) if attached else []
+        alternatives = []
+        for name, text, field in texts:
+            entity = self._text(name, text, field)
+            if name == "text/html" and any(inline):
+                related = [
+                    _entity(part) for part, shown in zip(attached, inline, strict=True) if shown
+                ]
+                entity = self._multipart("related", [entity, *related], root="text/html")
+            alternatives.append(entity)
+        if not alternatives and not attached:
+            return self._text("text/plain", "", "body")
+        if len(alternatives) > 1:
+            alternatives = [self._multipart("alternative", alternatives)]
+        others = [_entity(part) for part, shown in zip(attached, inline, strict=True) if not shown]
+        return self._multipart("mixed", [*alternatives, *others]) if others else alternatives[0]
+
+    def _texts(self) -> list[tuple[str, str, str]]:
+        """List the body and its alternatives as (media type, text, field), empty ones left out."""
+        message = self._message
+        texts = []
+        if message.body:
+            texts.append(("text/plain", as_text(message.body, "body", MessageError), "body"))
+        for key, value in message.alts.items():
+            if value:
+                name = as_text(key, "alts", InvalidHeader)
+                field = "html" if name == "html" else "alts"
+                texts.append((_alternative(name), as_text(value, field, MessageError), field))
+        return texts
+
+    def _text(self, name: str, text: str, field: str) -> Entity:
+        charset, encoding, octets = encode_text(text, self._charset, field)
+        if name in {"text/plain", "text/html"}:
+            header = f'Content-Type: {name}; charset="{charset}"\r\n'
+        else:
+            media = media_type(name, field, InvalidHeader)
+            parameters = [pair for pair in media.parameters if pair[0] != "charset"]
+            header = self._writer.with_parameters(
+                "Content-Type", media.full, [*parameters, ("charset", charset)]
+            )
+        return Entity(f"{header}Content-Transfer-Encoding: {encoding}\r\n", (octets,))
+
+    def _attachments(self) -> list[Part]:
+        attachments = list(self._message.attachments)
+        if len(attachments) > self._limits.attachments:
+            raise InvalidAttachment(
+                f"attachments: {len(attachments)}; {self._limits.attachments} are allowed (limits)"
+            )
+        parts = []
+        seen: set[str] = set()
+        size = 0
+        for number, attachment in enumerate(attachments):
+            part = attachment_part(
+                attachment,
+                self._writer,
+                self._limits,
+                ascii_names=self._ascii_names,
+                field=f"attachments[{number}]",
+            )
+            if part.content_id is not None and part.content_id in seen:
+                raise InvalidAttachment(f"attachments[{number}]: its Content-ID is given twice")
+            seen.update(filter(None, [part.content_id]))
+            size += len(part.body)
+            if size > self._limits.message_size:
+                raise _too_large(size, self._limits)
+            parts.append(part)
+        return parts
+
+    def _shown_inline(self, texts: list[tuple[str, str, str]], attached: list[Part]) -> list[bool]:
+        """Tell for each attachment whether it belongs to the html.
+
+        One with a Content-ID does if its disposition is inline or if the html shows it.
+        """
+        html = next((text for name, text, _ in texts if name == "text/html"), None)
+        if html is None:
+            return [False] * len(attached)
+        shown = set(_CID.findall(html)) if "cid:" in html.lower() else set()
+        missing = shown.difference([part.content_id for part in attached])
+        if missing:
+            _logger.warning("html shows %d image(s) by cid: that are not attached", len(missing))
+        return [
+            part.content_id is not None
+            and (part.disposition == "inline" or part.content_id in shown)
+            for part in attached
+        ]
+
+    def _multipart(self, subtype: str, parts: Sequence[Entity], root: str | None = None) -> Entity:
+        boundary = self._boundary(parts)
+        delimiter = f"\r\n--{boundary}\r\n"
+        pieces: list[bytes | Stream] = []
+        run = delimiter[2:]
+        for part in parts:
+            pieces.append(f"{run}{part.header}\r\n".encode())
+            pieces += part.body
+            run = delimiter
+        pieces.append(f"\r\n--{boundary}--".encode())
+        is_8bit = any(part.is_8bit for part in parts)
+        parameters = [("boundary", boundary)]
+        if root is not None:
+            parameters.insert(0, ("type", root))
+        header = self._writer.with_parameters("Content-Type", f"multipart/{subtype}", parameters)
+        if is_8bit:
+            header += "Content-Transfer-Encoding: 8bit\r\n"
+        return Entity(header, pieces, is_8bit)
+
+    def _boundary(self, parts: Sequence[Entity]) -> str:
+        """Draw a boundary from the Message-ID that stands in none of the parts.
+
+        "=_" cannot occur in quoted-printable or base64, so streams need no look.
+        """
+        while True:
+            self._multiparts += 1
+            seed = f"{self._multiparts} {self._message_id}".encode()
+            boundary = f"=_{hashlib.blake2b(seed, digest_size=15).hexdigest()}"
+            needle = boundary.encode()
+            if not any(
+                needle in piece for part in parts for piece in part.body if isinstance(piece, bytes)
+            ):
+                return boundary
+
+
+def _entity(part: Part) -> Entity:
+    body = part.body
+    if not isinstance(body, bytes) and len(body) <= _SMALL:
+        body = b"".join(body.chunks())
+    return Entity(part.header, (body,), part.is_8bit)
+
+
+def _alternative(name: str) -> str:
+    """Return the media type of a key of ``alts``: a subtype of text, or a full type."""
+    if name == "html":
+        return "text/html"
+    full = name if "/" in name else f"text/{name}"
+    found = media_type(full, "alts", InvalidHeader)
+    if found.type in {"multipart", "message"}:
+        raise InvalidHeader("alts: an alternative cannot be a multipart or a message")
+    return found.full if not found.parameters else full
