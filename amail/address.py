@@ -21,9 +21,9 @@ from amail.text import as_text, header_text, place
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DOT_ATOM = re.compile(rf"[{_ATEXT}]++(?:\.[{_ATEXT}]++)*+")
-# What nearly all addresses look like. "--" is left to the careful path, which looks at xn-- labels.
+# What nearly all addresses look like. The careful path looks at xn-- labels and encoded-words.
 _COMMON = re.compile(
-    rf"(?=.{{3,254}}\Z)(?!.*--)([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_LABEL}(?:\.{_LABEL})*)"
+    rf"(?=.{{3,254}}\Z)(?!.*(?:--|=\?))([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_LABEL}(?:\.{_LABEL})*)"
 )
 _NOT_LOCAL = re.compile(rf"[^{_ATEXT}.\x80-\U0010ffff]")
 _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9_.\x80-\U0010ffff-]")
@@ -214,6 +214,8 @@ def _local_part(local_part: str, field: str) -> str:
     offset = 0
     if len(local_part) > 2 and local_part[0] == local_part[-1] == '"':
         local_part, offset = local_part[1:-1], 1
+    if "=?" in local_part:
+        raise InvalidAddress(f'{field}: "=?" in a local part could be read as an encoded-word')
     found = _NOT_LOCAL.search(local_part)
     position = found.start() if found else _invisible(local_part)
     if position is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import pathlib
+import re
 import secrets
 import time
 import typing as t
@@ -33,10 +34,10 @@ Data: t.TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | t
 Priority: t.TypeAlias = t.Literal["highest", "high", "normal", "low", "lowest", 1, 2, 3, 4, 5]
 
 _IMAGE_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"RIFF", "image/webp"),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), "image/png"),
+    (re.compile(rb"\xff\xd8\xff"), "image/jpeg"),
+    (re.compile(rb"GIF8[79]a"), "image/gif"),
+    (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "image/webp"),
 )
 
 
@@ -360,6 +361,6 @@ def _listed(people: People, field: str) -> list[Person]:
 
 def _image_type(content: bytes) -> str | None:
     for signature, content_type in _IMAGE_SIGNATURES:
-        if content.startswith(signature):
+        if signature.match(content):
             return content_type
     return None

@@ -36,7 +36,7 @@ _OWN_HEADERS = {
     "content-disposition": "disposition and filename",
     "mime-version": "nothing; the message has it",
 }
-_CONTENT_ID = re.compile(r"<?([A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9._:\[\]-]+)>?")
+_CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9._:\[\]-]+")
 # Controls, surrogates, line separators, bidirectional overrides (they make gpj.exe read exe.jpg).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONGEST_EXTENSION = 20
@@ -69,6 +69,8 @@ def attachment_part(
     Raises InvalidAttachment for what cannot be read or described, MessageTooLarge for more octets
     than a message may have.
     """
+    if not hasattr(attachment, "disposition"):
+        raise InvalidAttachment(f"{field}: is a {type(attachment).__name__} and no Attachment")
     disposition = check_disposition(attachment.disposition, field)
     headers = part_headers(attachment.headers, field)
     filename = safe_filename(attachment.filename, limits.filename, field, ascii_only=ascii_names)
@@ -111,10 +113,12 @@ def check_content_type(content_type: object, field: str) -> MediaType:
 
 def check_content_id(content_id: str, field: str) -> str:
     """Return a Content-ID without its brackets (RFC 2392), or raise InvalidAttachment."""
-    match = _CONTENT_ID.fullmatch(content_id.strip(" "))
-    if match is None:
+    inner = content_id.strip(" ")
+    if inner.startswith("<") and inner.endswith(">"):
+        inner = inner[1:-1]
+    if "=?" in inner or not _CONTENT_ID.fullmatch(inner):
         raise InvalidAttachment(f"{field}: a Content-ID is written <name@domain>, in ASCII")
-    return match[1]
+    return inner
 
 
 def part_headers(headers: Mapping[str, str] | None, field: str) -> dict[str, str]:
@@ -158,12 +162,20 @@ def safe_filename(filename: object, limit: int, field: str, *, ascii_only: bool)
     if ascii_only and not name.isascii():
         name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii")
         name = " ".join(_UNSAFE.sub("_", name).split()) or "attachment"
-    name = name.strip(" ")
+    name = _unwrapped(name)
     if name in {".", ".."}:
         name = "_"
     if len(name.encode()) > limit:
-        name = _cut(name, limit)
+        name = _unwrapped(_cut(name, limit))
     return name or None
+
+
+def _unwrapped(name: str) -> str:
+    """Take off what readers take off: outer white space, and a pair of quotes or angle brackets."""
+    name = name.strip()
+    while len(name) > 1 and name[0] + name[-1] in {'""', "<>"}:
+        name = name[1:-1].strip()
+    return name
 
 
 def _cut(name: str, limit: int) -> str:
@@ -171,7 +183,7 @@ def _cut(name: str, limit: int) -> str:
     if len(extension.encode()) > min(_LONGEST_EXTENSION, limit - 1):
         stem, extension = name, ""
     room = limit - len(extension.encode())
-    return stem.encode()[:room].decode(errors="ignore").rstrip(" ") + extension
+    return stem.encode()[:room].decode(errors="ignore").rstrip() + extension
 
 
 def guess_type(filename: object, data: object) -> str:

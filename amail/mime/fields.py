@@ -10,6 +10,7 @@ import math
 import re
 import time
 import typing as t
+from collections.abc import Iterable
 from functools import lru_cache
 
 from amail.address import Address
@@ -18,9 +19,7 @@ from amail.mime.headers import HeaderWriter, check_name, fold
 from amail.text import as_text, header_text
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from amail.address import People
+    from amail.address import People, Person
     from amail.limits import Limits
     from amail.message import Message
 
@@ -47,8 +46,10 @@ _PRIORITIES = {
 _PRIORITY_NAMES = {"highest": 1, "high": 2, "normal": 3, "low": 4, "lowest": 5}
 
 _REFUSED = frozenset(
-    ("from", "to", "cc", "bcc", "subject", "mime-version", "received", "return-path")
-    + ("dkim-signature", "resent-bcc")
+    (
+        *("from", "to", "cc", "bcc", "subject", "mime-version", "received", "return-path"),
+        *("dkim-signature", "resent-bcc"),
+    )
 )
 _SETTING = {
     "message-id": "message_id",
@@ -61,8 +62,11 @@ _SETTING = {
 }
 _ADDRESSES = frozenset(("disposition-notification-to", "return-receipt-to", "errors-to"))
 _STRUCTURED = frozenset(
-    ("list-unsubscribe", "list-unsubscribe-post", "list-help", "list-subscribe", "list-post")
-    + ("list-owner", "list-archive", "auto-submitted", "precedence", "x-priority", "importance")
+    (
+        *("list-unsubscribe", "list-unsubscribe-post", "list-help", "list-subscribe", "list-post"),
+        *("list-owner", "list-archive", "auto-submitted", "precedence", "x-priority"),
+        "importance",
+    )
 )
 
 
@@ -85,7 +89,7 @@ def people(value: People, field: str) -> list[Address]:
             address = Address.of(person, field=field)
             addresses.setdefault(address.mailbox, address)
     except InvalidAddress as error:
-        raise InvalidAddress(f"{error}{_meant_as_pair(value, field)}") from None
+        raise InvalidAddress(f"{error}{_meant_as_pair(value)}") from None
     except TypeError:
         raise InvalidAddress(
             f"{field}: must be an address or a list of them, not {type(value).__name__}"
@@ -95,10 +99,11 @@ def people(value: People, field: str) -> list[Address]:
     return list(addresses.values())
 
 
-def _meant_as_pair(value: object, field: str) -> str:
-    """Say what to write where a (name, address) tuple was given for a list of people."""
-    if isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, str) for v in value):
-        return f"; for one person with a name write {field}=[(name, address)]"
+def _meant_as_pair(value: Iterable[Person | None]) -> str:
+    """Say what to write where a name and an address were given for a list of people."""
+    match tuple(value):
+        case (str(name), str(address)) if "@" in address and "@" not in name:
+            return "; for one person with a name write [('Bob', 'b@x.org')]"
     return ""
 
 
@@ -248,24 +253,25 @@ def _subject(value: object, limits: Limits) -> str:
 def check_message_id(value: object) -> str:
     """Return a Message-ID, or raise InvalidHeader (RFC 5322, section 3.6.4)."""
     text = as_text(value, "message_id", InvalidHeader).strip(" ")
-    if len(text) > _LONGEST_MESSAGE_ID or not _MESSAGE_ID.fullmatch(text):
+    if len(text) > _LONGEST_MESSAGE_ID or "=?" in text or not _MESSAGE_ID.fullmatch(text):
         raise InvalidHeader(
-            f"message_id: write it as <unique@domain>, in ASCII, at most {_LONGEST_MESSAGE_ID} octets"
+            f"message_id: write <unique@domain>, in ASCII, at most {_LONGEST_MESSAGE_ID} octets"
         )
     return text
 
 
-def _ids(value: object, field: str) -> list[str]:
+def _ids(value: t.Any, field: str) -> list[str]:
     """Return message ids with their brackets, from one str or several."""
     if not value:
         return []
-    texts = value if isinstance(value, list | tuple) else [value]
+    several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    texts = value if several else [value]
     ids = []
     for text in texts:
         for word in header_text(as_text(text, field, InvalidHeader), field, InvalidHeader).split():
             for one in word.replace("><", "> <").split(" "):
                 bracketed = one if one.startswith("<") else f"<{one}>"
-                if not _FOREIGN_ID.fullmatch(bracketed):
+                if "=?" in one or not _FOREIGN_ID.fullmatch(bracketed):
                     raise InvalidHeader(f"{field}: holds something that is no message id <...>")
                 ids.append(bracketed)
     return ids

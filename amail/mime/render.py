@@ -49,7 +49,7 @@ _CHARSETS = frozenset(
     ).split()
 )
 _CHARSET_ALIASES = {"utf8": "utf-8", "ascii": "us-ascii", "latin-1": "iso-8859-1"}
-_CID = re.compile(r"""\bcid:([^\s"'<>)]+)""", re.IGNORECASE)
+_CID = re.compile(r"""\bcid:([^\s"'<>)]+)""")
 _SMALL = 64 * 1024
 _DEFAULT_LIMITS = Limits()
 
@@ -147,7 +147,10 @@ def _envelope(
     limits: Limits,
     all_recipients: bool,
 ) -> Envelope:
-    forward_paths = list({address.mailbox: address.addr_spec for address in recipients}.values())
+    mailboxes: dict[tuple[str, str], str] = {}
+    for address in recipients:
+        mailboxes.setdefault(address.mailbox, address.addr_spec)
+    forward_paths = tuple(mailboxes.values())
     if not forward_paths:
         raise MessageError("recipients: the message has none, nor in cc or bcc")
     if len(forward_paths) > limits.recipients:
@@ -159,7 +162,7 @@ def _envelope(
         reverse_path = _reverse_path(message.envelope_from)
     return Envelope(
         reverse_path,
-        tuple(forward_paths),
+        forward_paths,
         esmtp_options(message.mail_options, "mail_options"),
         esmtp_options(message.rcpt_options, "rcpt_options"),
         all_recipients,
@@ -220,7 +223,7 @@ class _Structure:
         if size > self._limits.message_size:
             raise _too_large(size, self._limits)
         attached = self._attachments() if message.attachments else []
-        inline = self._shown_inline(texts, attached) if attached else []
+        inline = self._shown_inline(texts, attached)
         alternatives = []
         for name, text, field in texts:
             entity = self._text(name, text, field)
@@ -296,7 +299,7 @@ class _Structure:
         html = next((text for name, text, _ in texts if name == "text/html"), None)
         if html is None:
             return [False] * len(attached)
-        shown = set(_CID.findall(html)) if "cid:" in html.lower() else set()
+        shown = set(_CID.findall(html)) if "cid:" in html else set()
         missing = shown.difference([part.content_id for part in attached])
         if missing:
             _logger.warning("html shows %d image(s) by cid: that are not attached", len(missing))

@@ -1,0 +1,51 @@
+"""Text as attackers, copy-and-paste and the world's scripts write it, for hypothesis.
+
+``AMAIL_EXAMPLES`` in the environment is how many examples each property gets (300 if unset).
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+EXAMPLES = settings(
+    max_examples=int(os.environ.get("AMAIL_EXAMPLES", "300")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+_NASTY = [
+    *("\r\n", "\n", "\r", "\r\n ", "\r\n\t", "\r\n\r\n", "\0", "\x0b", "\x0c", "\x1b[31m"),
+    *("\x1c", "\x1d", "\x1e", "\t", "\x7f", "\x85", "\x9b", "\u2028", "\u2029", "\ud800", "\udc80"),
+    *("\ufeff", "\u200b", "\u202e", "\u2066", " ", "  ", "   ", "\xa0", "\u3000"),
+    *("Bcc: victim@example.net", "X-Injected: yes", "--", "=_", ".", "..", "From "),
+    *("=?utf-8?q?a=0D=0ABcc:_x?=", "=?utf-8?b?DQpCY2M6IHg=?=", "=?", "?=", "=?utf-8?q?x"),
+    *("=?a?b?c?= =?a?b?c?=", '"', "\\", "'", ",", ";", ":", "<", ">", "@", "(", ")", "[", "]"),
+    *("<x@y.z>", ", evil@example.net", "a@b.c", "%0D%0A", "utf-8''", "filename=", "../", "/"),
+    *(
+        "C:\\",
+        ".exe",
+        "é",
+        "ß",
+        "主题",
+        "日本語",
+        "مرحبا",
+        "👩‍👩‍👧",
+        "e\u0301",
+        "\U0010ffff",
+        "\ufffe",
+    ),
+    *["x" * 80, "word " * 40, "long-" * 250, "é" * 200],
+]
+
+nasty_text = st.lists(st.one_of(st.sampled_from(_NASTY), st.text(max_size=12)), max_size=8).map(
+    "".join
+)
+"""Any str, made of pieces that have broken composers before."""
+
+mailbox = st.sampled_from(
+    ["ada@example.com", "a.b+c@sub.example.org", "x@xn--mnchen-3ya.de", "o'hara@example.net"]
+)
+utf8_mailbox = st.sampled_from(["jörg@münchen.de", "用户@例子.广告"])
