@@ -21,9 +21,11 @@ from amail.text import as_text, header_text, place
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DOT_ATOM = re.compile(rf"[{_ATEXT}]++(?:\.[{_ATEXT}]++)*+")
-# What nearly all addresses look like. The careful path looks at xn-- labels and encoded-words.
+# What nearly all people look like: (name), (address), (local part), (domain). The careful path
+# looks at everything else, and at "--" and "=?", which xn-- labels and encoded-words have.
 _COMMON = re.compile(
-    rf"(?=.{{3,254}}\Z)(?!.*(?:--|=\?))([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_LABEL}(?:\.{_LABEL})*)"
+    rf"(?:([A-Za-z0-9](?:[A-Za-z0-9 ]*[A-Za-z0-9])?) <)?"
+    rf"(([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_LABEL}(?:\.{_LABEL})*))(?(1)>)"
 )
 _NOT_LOCAL = re.compile(rf"[^{_ATEXT}.\x80-\U0010ffff]")
 _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9_.\x80-\U0010ffff-]")
@@ -82,23 +84,24 @@ class Address:
         return made
 
     def _read(self, address: str, name: str | None, field: str) -> None:
-        text = as_text(address, field, InvalidAddress)
+        set_field = object.__setattr__
+        text = address if type(address) is str else as_text(address, field, InvalidAddress)
+        if len(text) <= _MAX_ADDRESS and "--" not in text and "=?" not in text:
+            common = _COMMON.fullmatch(text)
+            if common is not None and (name is None or common[1] is None):
+                phrase, spec, local_part, domain = common.groups()
+                set_field(self, "name", _display_name(name, field) if name else phrase or "")
+                set_field(self, "local_part", local_part)
+                set_field(self, "domain", domain)
+                set_field(self, "addr_spec", spec)
+                set_field(self, "needs_utf8", False)
+                return
         if len(text) > _MAX_PERSON:
             raise InvalidAddress(f"{field}: an address and its name end well before {len(text)}")
-        common = _COMMON.fullmatch(text)
-        if common is None:
-            text = text.strip(" \t")
-            if name is None and text.endswith(">"):
-                name, text = _split(text, field)
-            common = _COMMON.fullmatch(text)
-        set_field = object.__setattr__
+        text = text.strip(" \t")
+        if name is None and text.endswith(">"):
+            name, text = _split(text, field)
         set_field(self, "name", _display_name(name, field) if name else "")
-        if common is not None:
-            set_field(self, "local_part", common[1])
-            set_field(self, "domain", common[2])
-            set_field(self, "addr_spec", text)
-            set_field(self, "needs_utf8", False)
-            return
         local_part, domain = _addr_spec(text, field)
         quoted = local_part if _is_dot_atom(local_part) else f'"{local_part}"'
         set_field(self, "local_part", local_part)

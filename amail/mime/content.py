@@ -50,14 +50,10 @@ class Content:
         needs_utf8: bool = False,
         needs_8bit: bool = False,
     ) -> None:
-        pieces = _joined(parts)
-        if not isinstance(pieces[-1], bytes):
-            pieces.append(b"\r\n")
-        elif not pieces[-1].endswith(b"\r\n"):
-            pieces[-1] += b"\r\n"
+        pieces = _joined([part for part in parts if len(part)])
         set_field = object.__setattr__
         set_field(self, "_pieces", tuple(pieces))
-        set_field(self, "_size", sum(map(len, pieces)))
+        set_field(self, "_size", sum([len(piece) for piece in pieces]))
         set_field(self, "message_id", message_id)
         set_field(self, "needs_utf8", needs_utf8)
         set_field(self, "needs_8bit", needs_8bit)
@@ -93,8 +89,14 @@ class Content:
         return f"<Content {self.message_id} {self._size} octets>"
 
 
-def _joined(parts: Iterable[bytes | Stream]) -> list[bytes | Stream]:
-    """Join octets that lie next to each other."""
+def _joined(parts: list[bytes | Stream]) -> list[bytes | Stream]:
+    """Join octets that lie next to each other, and end the last line."""
+    if not parts or not isinstance(parts[-1], bytes) or not parts[-1].endswith(b"\r\n"):
+        parts.append(b"\r\n")
+    try:
+        return [b"".join(t.cast("list[bytes]", parts))]
+    except TypeError:
+        pass  # there are streams among them
     pieces: list[bytes | Stream] = []
     run: list[bytes] = []
     for part in parts:
@@ -105,6 +107,5 @@ def _joined(parts: Iterable[bytes | Stream]) -> list[bytes | Stream]:
             pieces.append(b"".join(run))
             run = []
         pieces.append(part)
-    if run or not pieces:
-        pieces.append(b"".join(run))
+    pieces.append(b"".join(run))
     return pieces

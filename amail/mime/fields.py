@@ -75,9 +75,9 @@ def people(value: People, field: str) -> list[Address]:
 
     Raises InvalidAddress for an entry that is none, or where only empty entries were given.
     """
-    if value is None:
+    if not value and (value is None or type(value) is list):
         return []
-    if isinstance(value, str | Address):
+    if isinstance(value, (str, Address)):
         value = (value,)
     addresses: dict[tuple[str, str], Address] = {}
     empty = False
@@ -113,7 +113,7 @@ class Fields:
     def __init__(self, message: Message, limits: Limits) -> None:
         self._given = _extra_headers(message, limits)
         self.subject = _subject(message.subject, limits)
-        self.sender = self._sender()
+        self.sender = self._sender() if self._given else None
         self.reply_to = self._reply_to(message)
         self.date = self._date(message)
         self.message_id = self._message_id(message)
@@ -140,14 +140,15 @@ class Fields:
                 lines.append(writer.unstructured(name, text))
         return "".join(lines)
 
-    def addresses(self) -> Iterable[Address]:
-        """Give the addresses in these fields, to see whether one needs SMTPUTF8."""
+    def addresses(self) -> list[Address]:
+        """List the addresses in these fields, to see whether one needs SMTPUTF8."""
+        found = list(self.reply_to)
         if self.sender is not None:
-            yield self.sender
-        yield from self.reply_to
+            found.append(self.sender)
         for lower, (name, text) in self._given.items():
             if lower in _ADDRESSES:
-                yield _one_address(text, name)
+                found.append(_one_address(text, name))
+        return found
 
     def _take(self, lower: str) -> str | None:
         found = self._given.pop(lower, None)
@@ -155,7 +156,7 @@ class Fields:
 
     def _one_of(self, value: t.Any, lower: str) -> t.Any:
         """Return the message's own value of a field or that of extra_headers, never both."""
-        extra = self._take(lower)
+        extra = self._take(lower) if self._given else None
         if extra is None:
             return value
         if value:
@@ -173,7 +174,7 @@ class Fields:
     def _date(self, message: Message) -> str | None:
         """Return the Date as given, or None where it is still to be drawn."""
         given = message.identity.given_date
-        value = self._take("date")
+        value = self._take("date") if self._given else None
         if value is None:
             return None if given is None else format_date(given)
         if given is not None:

@@ -37,6 +37,7 @@ _PARAMETER = re.compile(
 _ATTRIBUTE_CHARS = "!#$&+^`|{}"  # RFC 2231's attribute-char, beyond what quote() leaves alone
 # Letters that may stand for themselves in a Q-encoded word wherever it is (RFC 2047, 5 (3)).
 _Q_SAFE = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/ "
+_Q_SAFE_LETTERS = frozenset(_Q_SAFE.decode("ascii"))
 _Q = tuple(
     "_" if octet == 32 else chr(octet) if octet in _Q_SAFE else f"={octet:02X}"
     for octet in range(256)
@@ -79,6 +80,13 @@ class HeaderWriter:
 
     def mailboxes(self, name: str, addresses: Sequence[Address]) -> str:
         """Write an address list (RFC 5322, section 3.4)."""
+        first = addresses[0]
+        if len(addresses) == 1:
+            if not first.name:
+                return f"{name}: {first.addr_spec}\r\n"
+            line = f"{name}: {first.name} <{first.addr_spec}>\r\n"
+            if len(line) <= _WIDTH and first.name.isalnum() and line.isascii():
+                return line
         tokens: list[str] = []
         for address in addresses:
             if address.name:
@@ -93,8 +101,9 @@ class HeaderWriter:
         """Write a value and its parameters (RFC 2045, section 5.1; RFC 2231)."""
         tokens = [value]
         for key, text in parameters:
+            tokens[-1] += ";"
             tokens += _parameter(key, text)
-        return fold(name, [token + ";" for token in tokens[:-1]] + tokens[-1:])
+        return fold(name, tokens)
 
     def _may_stand(self, text: str) -> bool:
         """Tell whether text can be written as it is and no reader will decode it."""
@@ -187,8 +196,10 @@ def _pieces(text: str, charset: str, first: int, room: int, *, use_q: bool) -> I
     left = _payload(first, use_q=use_q)
     start = used = 0
     for position, character in enumerate(text):
-        octets = character.encode(charset)
-        size = len(octets) if not use_q else sum([len(_Q[octet]) for octet in octets])
+        if character in _Q_SAFE_LETTERS:
+            size = 1
+        else:
+            size = len(character.encode(charset)) * (3 if use_q else 1)
         if used + size > left:
             yield text[start:position]
             start, used, left = position, 0, _payload(room, use_q=use_q)
@@ -214,7 +225,11 @@ def _parameter(key: str, text: str) -> list[str]:
     pieces[0] = "utf-8''" + pieces[0]
     if len(pieces) == 1:
         return [f"{key}*={pieces[0]}"]
-    return [f"{key}*{number}*={piece}" for number, piece in enumerate(pieces)]
+    last = len(pieces) - 1
+    return [
+        f"{key}*{number}*={piece}{';' if number < last else ''}"
+        for number, piece in enumerate(pieces)
+    ]
 
 
 def _quoted(text: str) -> str:

@@ -88,10 +88,9 @@ def compose(
     if envelope is None:
         envelope = _envelope(message, author, [*to, *cc, *bcc], limits, all_recipients)
     needs_utf8 = (
-        author.needs_utf8
-        or not envelope.reverse_path.isascii()
-        or not all(map(str.isascii, envelope.forward_paths))
-        or any(address.needs_utf8 for address in (*to, *cc, *fields.addresses()))
+        not envelope.reverse_path.isascii()
+        or not "".join(envelope.forward_paths).isascii()
+        or True in [address.needs_utf8 for address in (author, *to, *cc, *fields.addresses())]
     )
     charset = _charset(message.charset)
     writer = HeaderWriter(charset, utf8=needs_utf8)
@@ -135,7 +134,7 @@ def _author(message: Message, default_sender: Person | None) -> Address:
     sender = message.sender if message.sender is not None else default_sender
     if sender is None:
         raise MessageError("sender: the message has none and there is no default sender")
-    if isinstance(sender, list | set):
+    if isinstance(sender, (list, set)):
         raise MessageError("sender: must be one person; the others can stand in reply_to")
     return Address.of(sender, field="sender")
 
@@ -223,21 +222,17 @@ class _Structure:
         if size > self._limits.message_size:
             raise _too_large(size, self._limits)
         attached = self._attachments() if message.attachments else []
-        inline = self._shown_inline(texts, attached)
+        related, others = self._sorted(attached, texts)
         alternatives = []
         for name, text, field in texts:
             entity = self._text(name, text, field)
-            if name == "text/html" and any(inline):
-                related = [
-                    _entity(part) for part, shown in zip(attached, inline, strict=True) if shown
-                ]
+            if related and name == "text/html":
                 entity = self._multipart("related", [entity, *related], root="text/html")
             alternatives.append(entity)
         if not alternatives and not attached:
             return self._text("text/plain", "", "body")
         if len(alternatives) > 1:
             alternatives = [self._multipart("alternative", alternatives)]
-        others = [_entity(part) for part, shown in zip(attached, inline, strict=True) if not shown]
         return self._multipart("mixed", [*alternatives, *others]) if others else alternatives[0]
 
     def _texts(self) -> list[tuple[str, str, str]]:
@@ -291,23 +286,25 @@ class _Structure:
             parts.append(part)
         return parts
 
-    def _shown_inline(self, texts: list[tuple[str, str, str]], attached: list[Part]) -> list[bool]:
-        """Tell for each attachment whether it belongs to the html.
+    def _sorted(
+        self, attached: list[Part], texts: list[tuple[str, str, str]]
+    ) -> tuple[list[Entity], list[Entity]]:
+        """Part the attachments into those that belong to the html and the others.
 
-        One with a Content-ID does if its disposition is inline or if the html shows it.
+        One with a Content-ID belongs to it if its disposition is inline or if the html shows it.
         """
-        html = next((text for name, text, _ in texts if name == "text/html"), None)
-        if html is None:
-            return [False] * len(attached)
+        html = next((text for name, text, _ in texts if name == "text/html"), "")
         shown = set(_CID.findall(html)) if "cid:" in html else set()
         missing = shown.difference([part.content_id for part in attached])
         if missing:
             _logger.warning("html shows %d image(s) by cid: that are not attached", len(missing))
-        return [
-            part.content_id is not None
-            and (part.disposition == "inline" or part.content_id in shown)
-            for part in attached
-        ]
+        related: list[Entity] = []
+        others: list[Entity] = []
+        for part in attached:
+            is_shown = part.disposition == "inline" or part.content_id in shown
+            belongs = html and part.content_id is not None and is_shown
+            (related if belongs else others).append(_entity(part))
+        return related, others
 
     def _multipart(self, subtype: str, parts: Sequence[Entity], root: str | None = None) -> Entity:
         boundary = self._boundary(parts)
@@ -319,7 +316,7 @@ class _Structure:
             pieces += part.body
             run = delimiter
         pieces.append(f"\r\n--{boundary}--".encode())
-        is_8bit = any(part.is_8bit for part in parts)
+        is_8bit = True in [part.is_8bit for part in parts]
         parameters = [("boundary", boundary)]
         if root is not None:
             parameters.insert(0, ("type", root))
@@ -338,9 +335,8 @@ class _Structure:
             seed = f"{self._multiparts} {self._message_id}".encode()
             boundary = f"=_{hashlib.blake2b(seed, digest_size=15).hexdigest()}"
             needle = boundary.encode()
-            if not any(
-                needle in piece for part in parts for piece in part.body if isinstance(piece, bytes)
-            ):
+            pieces = [piece for part in parts for piece in part.body if isinstance(piece, bytes)]
+            if True not in [needle in piece for piece in pieces]:
                 return boundary
 
 
