@@ -20,13 +20,15 @@ from amail.text import as_text, header_text, place
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
 _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_WORDS = r"[A-Za-z0-9_]++(?:-[A-Za-z0-9_]++)*+"
 _DOT_ATOM = re.compile(rf"[{_ATEXT}]++(?:\.[{_ATEXT}]++)*+")
 # What nearly all people look like: (name), (address), (local part), (domain). The careful path
 # looks at everything else, and at "--" and "=?", which xn-- labels and encoded-words have.
 _COMMON = re.compile(
     rf"(?:([A-Za-z0-9](?:[A-Za-z0-9 ]*[A-Za-z0-9])?) <)?"
-    rf"(([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_LABEL}(?:\.{_LABEL})*))(?(1)>)"
+    rf"(([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_WORDS}(?:\.{_WORDS})*+))(?(1)>)"
 )
+_NO_GROUPS = (None, "", "", "")
 _NOT_LOCAL = re.compile(rf"[^{_ATEXT}.\x80-\U0010ffff]")
 _NOT_DOMAIN = re.compile(r"[^A-Za-z0-9_.\x80-\U0010ffff-]")
 _ASCII_LABEL = re.compile(_LABEL)
@@ -38,6 +40,7 @@ _SPECIALS = frozenset('"\\(),:;<>@[].')
 
 _MAX_ADDRESS = 254  # RFC 5321, 4.5.3.1.3: a path of 256 octets, less the angle brackets
 _MAX_DOMAIN = 253
+_MAX_LABEL = 63
 _MAX_NAME = 4096
 _MAX_PERSON = 2 * _MAX_NAME + _MAX_ADDRESS + 16
 
@@ -88,8 +91,9 @@ class Address:
         text = address if type(address) is str else as_text(address, field, InvalidAddress)
         if len(text) <= _MAX_ADDRESS and "--" not in text and "=?" not in text:
             common = _COMMON.fullmatch(text)
-            if common is not None and (name is None or common[1] is None):
-                phrase, spec, local_part, domain = common.groups()
+            phrase, spec, local_part, domain = common.groups() if common else _NO_GROUPS
+            # A domain no longer than a label may be has no label that is too long.
+            if spec and len(domain) <= _MAX_LABEL and (name is None or phrase is None):
                 set_field(self, "name", _display_name(name, field) if name else phrase or "")
                 set_field(self, "local_part", local_part)
                 set_field(self, "domain", domain)

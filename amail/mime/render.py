@@ -293,7 +293,9 @@ class _Structure:
 
         One with a Content-ID belongs to it if its disposition is inline or if the html shows it.
         """
-        html = next((text for name, text, _ in texts if name == "text/html"), "")
+        html = "".join([text for name, text, _ in texts if name == "text/html"])
+        if not attached and "cid:" not in html:
+            return [], []
         shown = set(_CID.findall(html)) if "cid:" in html else set()
         missing = shown.difference([part.content_id for part in attached])
         if missing:
@@ -311,12 +313,13 @@ class _Structure:
         delimiter = f"\r\n--{boundary}\r\n"
         pieces: list[bytes | Stream] = []
         run = delimiter[2:]
-        for part in parts:
-            pieces.append(f"{run}{part.header}\r\n".encode())
-            pieces += part.body
+        is_8bit = False
+        for header, body, part_is_8bit in parts:
+            pieces.append(f"{run}{header}\r\n".encode())
+            pieces += body
+            is_8bit = is_8bit or part_is_8bit
             run = delimiter
         pieces.append(f"\r\n--{boundary}--".encode())
-        is_8bit = True in [part.is_8bit for part in parts]
         parameters = [("boundary", boundary)]
         if root is not None:
             parameters.insert(0, ("type", root))
