@@ -23,7 +23,7 @@ _LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _WORDS = r"[A-Za-z0-9_]++(?:-[A-Za-z0-9_]++)*+"
 _DOT_ATOM = re.compile(rf"[{_ATEXT}]++(?:\.[{_ATEXT}]++)*+")
 # What nearly all people look like: (name), (address), (local part), (domain). The careful path
-# looks at everything else, and at "--" and "=?", which xn-- labels and encoded-words have.
+# looks at everything else; "--" matches nothing here, so that it sees every xn-- label.
 _COMMON = re.compile(
     rf"(?:([A-Za-z0-9](?:[A-Za-z0-9 ]*[A-Za-z0-9])?) <)?"
     rf"(([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_WORDS}(?:\.{_WORDS})*+))(?(1)>)"
@@ -89,7 +89,7 @@ class Address:
     def _read(self, address: str, name: str | None, field: str) -> None:
         set_field = object.__setattr__
         text = address if type(address) is str else as_text(address, field, InvalidAddress)
-        if len(text) <= _MAX_ADDRESS and "--" not in text and "=?" not in text:
+        if len(text) <= _MAX_ADDRESS and "=?" not in text:
             common = _COMMON.fullmatch(text)
             phrase, spec, local_part, domain = common.groups() if common else _NO_GROUPS
             # A domain no longer than a label may be has no label that is too long.

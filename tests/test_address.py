@@ -127,7 +127,7 @@ def test_b34_an_empty_address_is_refused(written: str) -> None:
         ),  # B49
         *("j\xa0g@x.com", "j\u2028@x.com", "\ud800@x.com", "a@\ud800.com", "a@x\x85.com"),
         *("to@other.com <to@example.com>", "Lovelace, Ada <ada@x.org>", "Ada <>", "<>"),
-        "=?utf-8?q?a=0D=0ABcc:_x?=@x.com",
+        *("=?utf-8?q?a=0D=0ABcc:_x?=@x.com", "=?utf-8?b?DQpCY2M6IHg=?=@x.com"),
     ],
 )
 def test_b35_to_b49_what_is_no_single_mailbox_is_refused(written: str) -> None:

@@ -51,6 +51,7 @@ def attached(*arguments: t.Any, **named: t.Any) -> oracle.Leaf:
         ("exe\u202egpj.scr", "exe_gpj.scr"),
         (" a.txt ", "a.txt"),
         ('"quoted.txt"', "quoted.txt"),
+        ('<"é.txt">', "é.txt"),
         ("", None),
         ("/", None),
         ("  ", None),
@@ -370,8 +371,11 @@ def test_a_file_that_changes_while_it_waits_fails_while_it_is_read(
         case "fifo":
             path.unlink()
             os.mkfifo(path)
+    read_before = []
     with pytest.raises(InvalidAttachment):
-        bytes(content)
+        read_before.extend(content.chunks())
+    # It is seen before the first octet of the file, not behind the last one.
+    assert len(read_before) == 1
     assert len(content) == size
 
 
