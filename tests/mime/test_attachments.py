@@ -371,7 +371,7 @@ def test_a_file_that_changes_while_it_waits_fails_while_it_is_read(
         case "fifo":
             path.unlink()
             os.mkfifo(path)
-    read_before = []
+    read_before: list[bytes] = []
     with pytest.raises(InvalidAttachment):
         read_before.extend(content.chunks())
     # It is seen before the first octet of the file, not behind the last one.
