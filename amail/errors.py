@@ -1,20 +1,20 @@
 """The exception tree. Whatever fails inside amail reaches the caller as one of these.
 
-    MailError
-    ├── ConfigError(ValueError)       settings that cannot work
-    ├── UsageError(RuntimeError)      wrong loop, sync call in a loop, used after it was closed
-    ├── MessageError(ValueError)      cannot be composed as written; raised before any I/O
-    │   ├── InvalidAddress  InvalidHeader  InvalidAttachment
-    │   └── MessageTooLarge (also Rejected)   UTF8Required (also NotSent)
-    └── SendError                     .outcome .stage .retryable .reply .message_id .recipients .relay
-        ├── NotSent                   certainly not taken: safe to send again
-        │   ├── ConnectError(ConnectionError)   ConnectionLost(ConnectionError)   ServerBusy
-        │   ├── TLSError   AuthenticationError   ProtocolError
-        │   ├── SendTimeout(TimeoutError)   PoolTimeout(TimeoutError)
-        │   └── QueueFull   MailerClosed   Vetoed
-        ├── Rejected                  the server answered no
-        │   └── SenderRejected   RecipientsRejected (.refused)   MessageRejected
-        └── DeliveryUnknown           the content went out, no reply came; not a TimeoutError
+MailError
+├── ConfigError(ValueError)       settings that cannot work
+├── UsageError(RuntimeError)      wrong loop, sync call in a loop, used after it was closed
+├── MessageError(ValueError)      cannot be composed as written; raised before any I/O
+│   ├── InvalidAddress  InvalidHeader  InvalidAttachment
+│   └── MessageTooLarge (also Rejected)   UTF8Required (also NotSent)
+└── SendError                     .outcome .stage .retryable .reply .message_id .recipients .relay
+    ├── NotSent                   certainly not taken: safe to send again
+    │   ├── ConnectError(ConnectionError)   ConnectionLost(ConnectionError)   ServerBusy
+    │   ├── TLSError   AuthenticationError   ProtocolError
+    │   ├── SendTimeout(TimeoutError)   PoolTimeout(TimeoutError)
+    │   └── QueueFull   MailerClosed   Vetoed
+    ├── Rejected                  the server answered no
+    │   └── SenderRejected   RecipientsRejected (.refused)   MessageRejected
+    └── DeliveryUnknown           the content went out, no reply came; not a TimeoutError
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import typing as t
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from amail.text import printable
+
 if t.TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -66,8 +68,8 @@ class Reply:
         return match[1] if match else None
 
     def __str__(self) -> str:
-        """The reply on one line as the server wrote it: code, enhanced code, text."""
-        text = self.text.replace("\n", " / ")
+        """Write the reply on one line: code, enhanced code, text; control characters escaped."""
+        text = printable(self.text.replace("\n", " / "))
         return " ".join(filter(None, (str(self.code), self.enhanced, text)))
 
 

@@ -1,4 +1,6 @@
-"""Which characters text from outside may bring into a header. Nothing here knows a header's syntax.
+"""Which characters text from outside may bring into a header or a log.
+
+Nothing here knows a header's syntax.
 
 Invariant: what ``header_text`` returns holds no control character, no line break and no surrogate.
 """
@@ -67,3 +69,14 @@ def header_text(
             "take out line breaks and control characters"
         )
     return _PASTED.sub(" ", text)
+
+
+def printable(text: str, limit: int = 500) -> str:
+    """Return ``text`` fit for a log or an error: control characters escaped, cut at ``limit``.
+
+    What a server says may hold anything, a line break that would begin another log record too.
+    """
+    cut = text[:limit]
+    if not cut.isprintable():
+        cut = "".join([point if point.isprintable() else ascii(point)[1:-1] for point in cut])
+    return cut if len(text) <= limit else f"{cut}..."

@@ -24,7 +24,7 @@ from tests.musts import BODY, PASSWORD, Musts, assert_keeps_secrets, assert_no_c
 if t.TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-RECEIPT = Receipt("<1@example.com>", Envelope("", ()), Reply(250, None, "ok"), ())
+RECEIPT = Receipt("<1@example.com>", Envelope("", ("bob@example.org",)), Reply(250, None, "ok"), ())
 
 
 async def returns(result: Receipt | BaseException) -> Receipt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing as t
+from dataclasses import dataclass
 
 if t.TYPE_CHECKING:
     from amail.envelope import Envelope
@@ -22,11 +23,31 @@ class Transport(t.Protocol):
     ) -> Receipt:
         """Hand the content to the recipients of the envelope.
 
-        ``deadline`` is a reading of ``time.monotonic()``; every wait inside obeys it. Raises a
-        SendError, whose ``outcome`` says what became of the message, and nothing else.
+        ``deadline`` is a reading of ``time.monotonic()``; every wait inside obeys it. Raises
+        MailError and nothing else; a SendError's ``outcome`` says what became of the message.
         """
         ...
 
     async def aclose(self) -> None:
         """Let go of every resource. Idempotent; a later ``send`` may open it anew."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """A transport's numbers now, and since it was made.
+
+    Now: sessions ``open`` and how many of them are ``idle``, slots ``leased``, sends ``waiting``
+    for a slot. Since it was made: messages by outcome, and ``reconnects``: sessions that were found
+    dead when they were wanted and were replaced without the caller noticing.
+    """
+
+    open: int = 0
+    idle: int = 0
+    leased: int = 0
+    waiting: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    not_sent: int = 0
+    unknown: int = 0
+    reconnects: int = 0

@@ -1,0 +1,194 @@
+"""Mailer: what an application calls. Composes on the caller's side, hands over to a Transport."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import time
+import typing as t
+
+from amail.address import Address
+from amail.errors import ConfigError, MailerClosed, MessageError
+from amail.limits import Limits
+from amail.mime import compose
+from amail.smtp.settings import SMTPOptions
+from amail.transports.base import PoolStats, Transport
+from amail.transports.resolve import Where, resolve
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
+    from amail.address import Person
+    from amail.envelope import Envelope
+    from amail.message import Message
+    from amail.mime import Content
+    from amail.receipt import Receipt
+
+_OPTIONS = frozenset(SMTPOptions.__annotations__)
+
+
+class Mailer:
+    """Sends messages to one place, any number at a time.
+
+    ``where`` is a URL ("smtp://user:password@host:port", "smtps://host", "memory://"),
+    SMTPSettings, or a Transport; every field of SMTPSettings is also a keyword for a URL.
+    ``default_sender`` is the author of messages that name none. ``all_recipients`` sends to every
+    recipient or to none. ``timeout``: seconds from the moment a session is free until the content
+    is written. ``prepare`` is called with each message on the caller's side and returns it or
+    another one, or raises Vetoed.
+
+    Use it as ``async with Mailer(...) as mailer``, or call ``aclose()`` at the end. It belongs to
+    the loop that first uses it. The constructor does no I/O. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        where: Where,
+        *,
+        default_sender: Person | None = None,
+        all_recipients: bool = False,
+        timeout: float = 60.0,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        prepare: Callable[[Message], Message] | None = None,
+        ascii_attachments: bool = False,
+        **smtp_options: t.Unpack[SMTPOptions],
+    ) -> None:
+        _check_names(smtp_options)
+        self.default_sender = default_sender
+        self.ascii_attachments = ascii_attachments
+        if default_sender is not None:
+            _check_default_sender(default_sender)
+        self._all_recipients = all_recipients
+        self._limits = limits
+        self._prepare = prepare
+        self._transport = resolve(where, timeout=timeout, options=smtp_options)
+        self._closed = False
+
+    @classmethod
+    def from_env(cls, name: str = "MAIL_URL", **options: t.Any) -> t.Self:
+        """Make a mailer of the URL in an environment variable. Raises ConfigError without it."""
+        url = os.environ.get(name)
+        if not url:
+            raise ConfigError(f"{name}: is not set; write {name}=smtp://user:password@host:port")
+        return cls(url, **options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over {self._transport!r}>"
+
+    @property
+    def transport(self) -> Transport:
+        """What messages are handed to."""
+        return self._transport
+
+    def send(
+        self,
+        message: Message,
+        *,
+        envelope: Envelope | None = None,
+        timeout: float | None = None,
+        all_recipients: bool | None = None,
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Take a snapshot of the message now, and return a coroutine that sends it.
+
+        The coroutine returns the Receipt. ``envelope`` sends to other recipients than the message
+        names. ``timeout`` is in seconds from now and covers everything, waiting for a free session
+        and the server's last reply too.
+
+        Raises MessageError at once. The coroutine raises a SendError whose ``outcome`` says what
+        became of the message, or UsageError.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ConfigError("timeout: must be more than 0 seconds")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if self._prepare is not None:
+            message = self._prepare(message)
+        composed = compose(
+            message,
+            default_sender=self.default_sender,
+            limits=self._limits,
+            ascii_attachments=self.ascii_attachments,
+            all_recipients=self._all_recipients if all_recipients is None else all_recipients,
+            envelope=envelope,
+        )
+        return self._deliver(*composed, deadline)
+
+    def connect(self) -> Connection:
+        """Return a scope for sending one message after another, over one session if possible.
+
+        async with mailer.connect() as connection:
+            await connection.send(message)
+        """
+        return Connection(self)
+
+    def stats(self) -> PoolStats:
+        """Return the transport's numbers; all zero where it keeps none."""
+        stats = getattr(self._transport, "stats", None)
+        return PoolStats() if stats is None else stats()
+
+    async def aclose(self) -> None:
+        """Let those finish that are being sent, refuse who waits, end every session. Idempotent."""
+        self._closed = True
+        await self._transport.aclose()
+
+    async def __aenter__(self) -> t.Self:
+        self._closed = False
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def _deliver(
+        self, envelope: Envelope, content: Content, deadline: float | None
+    ) -> Receipt:
+        if self._closed:
+            raise MailerClosed(
+                "the mailer is closed; nothing was sent. Enter it again with async with",
+                stage="pool",
+                message_id=content.message_id,
+                recipients=envelope.forward_paths,
+            )
+        return await self._transport.send(envelope, content, deadline=deadline)
+
+
+class Connection:
+    """Sends one message after another. It holds a slot only while a message is under way."""
+
+    def __init__(self, mailer: Mailer) -> None:
+        self._mailer = mailer
+
+    def send(
+        self, message: Message, envelope_from: Person | None = None
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Send as ``Mailer.send`` does. Bounces go to ``envelope_from`` if it is given."""
+        if envelope_from is not None:
+            message = copy.copy(message)  # the same message, with the same Message-ID
+            message.envelope_from = envelope_from
+        return self._mailer.send(message)
+
+    async def __aenter__(self) -> t.Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Leave the session to the pool, which ends it when it is not wanted any more."""
+
+
+def _check_names(options: SMTPOptions) -> None:
+    for name in options:
+        if name not in _OPTIONS:
+            close = difflib.get_close_matches(name, _OPTIONS, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"{name}: there is no such option{hint}")
+
+
+def _check_default_sender(person: Person) -> None:
+    try:
+        Address.of(person, field="default_sender")
+    except MessageError as error:
+        raise ConfigError(str(error)) from error

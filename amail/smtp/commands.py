@@ -1,0 +1,38 @@
+"""The one writer of transaction commands (RFC 5321, section 4.1.1). Pure.
+
+Invariant: one call writes exactly one line. What goes into it is an Envelope's, which holds nothing
+that could end a path or a line.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+if t.TYPE_CHECKING:
+    from amail.envelope import Envelope
+    from amail.mime import Content
+    from amail.smtp.extensions import Extensions
+
+RSET = b"RSET\r\n"
+DATA = b"DATA\r\n"
+DOT = b".\r\n"
+
+
+def mail(envelope: Envelope, content: Content, extensions: Extensions) -> bytes:
+    """Write MAIL, with the parameters that the content needs and the server offers."""
+    options = ""
+    if extensions.size_offered:
+        options = f" SIZE={len(content)}"
+    if content.needs_8bit and extensions.eightbitmime:
+        options += " BODY=8BITMIME"
+    if content.needs_utf8:
+        options += " SMTPUTF8"
+    if envelope.mail_options:
+        options = " ".join([options, *envelope.mail_options])
+    return f"MAIL FROM:<{envelope.reverse_path}>{options}\r\n".encode()
+
+
+def rcpts(envelope: Envelope) -> list[bytes]:
+    """Write RCPT for each forward-path."""
+    options = " ".join(["", *envelope.rcpt_options])
+    return [f"RCPT TO:<{path}>{options}\r\n".encode() for path in envelope.forward_paths]

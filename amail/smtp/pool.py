@@ -1,0 +1,381 @@
+"""At most so many sessions, lent to one task at a time. Knows no SMTP.
+
+    async with pool.slot() as slot:                  # in order of asking
+        session = slot.take_idle() or slot.hold(await open_one())
+        ...                                          # a session found clean goes back by itself
+
+The state is a number of free slots, a queue of those who wait for one, and a stack of idle
+sessions. Invariant: open sessions never outnumber the slots, and a slot belongs to a scope, so that
+cancelling a task anywhere gives it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import typing as t
+from collections import deque
+
+from amail.errors import MailerClosed, PoolTimeout
+
+if t.TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+
+class Pooled(t.Protocol):
+    """What can be pooled."""
+
+    @property
+    def reusable(self) -> bool:
+        """True only when proven clean and neither spent nor too old."""
+        ...
+
+    @property
+    def usable(self) -> bool:
+        """True while it can be spoken with, be it to say goodbye."""
+        ...
+
+    def quit(self) -> Awaitable[None]:
+        """End politely, within seconds."""
+        ...
+
+    def abort(self) -> None:
+        """End at once."""
+        ...
+
+    def forget(self) -> None:
+        """Let go without an octet, for the loop or the process that had it is gone."""
+        ...
+
+
+S = t.TypeVar("S", bound=Pooled)
+
+
+class Pool(t.Generic[S]):
+    """Slots and idle sessions of one loop in one process.
+
+    ``size`` slots; sessions idle for ``idle_timeout`` seconds are ended; who waits for a slot while
+    none was given back for ``pool_timeout`` seconds gets PoolTimeout.
+    """
+
+    def __init__(self, size: int, *, idle_timeout: float, pool_timeout: float) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.pid = os.getpid()
+        self._size = size
+        self._idle_timeout = idle_timeout
+        self._pool_timeout = pool_timeout
+        self._free = size
+        self._withheld = 0
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
+        self._waiters = 0
+        self._given_back_at = self.loop.time()
+        self._patience: asyncio.TimerHandle | None = None
+        self._idle: list[tuple[S, float]] = []
+        self._reaper: asyncio.TimerHandle | None = None
+        self._held: set[S] = set()
+        self._farewells: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._all_free: asyncio.Future[None] | None = None
+
+    @property
+    def idle(self) -> int:
+        """Sessions open and unused."""
+        return sum(session.usable for session, _ in self._idle)
+
+    @property
+    def leased(self) -> int:
+        """Slots taken."""
+        return self._size - self._free - self._withheld
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a slot."""
+        return self._waiters
+
+    @property
+    def open(self) -> int:
+        """Sessions open, used or not."""
+        return self.idle + sum(session.usable for session in self._held)
+
+    @property
+    def belongs_here(self) -> bool:
+        """True in the process that made this pool."""
+        return self.pid == os.getpid()
+
+    def slot(self, deadline: float | None = None) -> Slot[S]:
+        """Return the scope in which one session may be used.
+
+        Waiting for it is not an error. Entering raises PoolTimeout when nothing moves, or at
+        ``deadline`` (a reading of the loop's clock), and MailerClosed when the pool is closed.
+        """
+        return Slot(self, deadline)
+
+    async def aclose(self, seconds: float) -> None:
+        """Refuse who waits, let those finish that are under way, then end every session.
+
+        What is under way after that many seconds is aborted.
+        """
+        self._closed = True
+        self._refuse_waiting()
+        if self.leased:
+            self._all_free = self.loop.create_future()
+            await asyncio.wait({self._all_free}, timeout=seconds)
+        for session in list(self._held):
+            session.abort()
+        while self._idle:
+            self._say_farewell(self._idle.pop()[0], holds_slot=False)
+        if self._farewells:
+            await asyncio.wait(self._farewells)
+        self._stop_timers()
+
+    def drop(self) -> None:
+        """Abort every session and refuse who waits; nothing is awaited."""
+        self._closed = True
+        self._refuse_waiting()
+        for session in [*self._held, *(session for session, _ in self._idle)]:
+            session.abort()
+        self._idle.clear()
+        self._stop_timers()
+
+    def forget(self) -> None:
+        """Let go of every session without an octet and without touching the loop."""
+        self._closed = True
+        for session in [*self._held, *(session for session, _ in self._idle)]:
+            session.forget()
+        self._held.clear()
+        self._idle.clear()
+        self._waiting.clear()
+
+    # For Slot
+
+    async def take_slot(self, deadline: float | None, *, first: bool = False) -> None:
+        """Wait for a slot, behind all others or before them."""
+        if self._closed:
+            raise _closed_error()
+        if self._free:
+            self._free -= 1
+            return
+        waiter = self.loop.create_future()
+        place = (waiter, self.loop.time())
+        if first:
+            self._waiting.appendleft(place)
+        else:
+            self._waiting.append(place)
+        self._waiters += 1
+        self._be_patient()
+        try:
+            if deadline is None:
+                await waiter
+            else:
+                async with asyncio.timeout_at(deadline):
+                    await waiter
+        except BaseException as error:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                # It was handed a slot and cancelled before it could run.
+                self.give_slot_back()
+            if isinstance(error, TimeoutError) and not isinstance(error, PoolTimeout):
+                text = "the deadline passed before a session was free; nothing was sent"
+                raise PoolTimeout(text, stage="pool", retryable=True) from error
+            raise
+        finally:
+            self._waiters -= 1
+
+    def give_slot_back(self) -> None:
+        """Hand the slot to the one who waits longest."""
+        self._given_back_at = self.loop.time()
+        while self._waiting:
+            waiter, _ = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
+        if self._all_free is not None and not self.leased and not self._all_free.done():
+            self._all_free.set_result(None)
+
+    def take_idle(self) -> S | None:
+        """Take the session that was used last, if one is reusable."""
+        while self._idle:
+            session, _ = self._idle.pop()
+            if session.reusable:
+                self._held.add(session)
+                return session
+            self._end(session)
+        return None
+
+    def make_room(self) -> None:
+        """Abort idle sessions where another one would be one too many."""
+        while self._idle and self.leased + len(self._idle) > self._size:
+            self._idle.pop(0)[0].abort()
+
+    def hold(self, session: S) -> None:
+        """Note that a slot has this session."""
+        self._held.add(session)
+
+    def take_back(self, session: S) -> None:
+        """Keep a clean session for the next one, end any other; the slot comes back with it."""
+        self._held.discard(session)
+        if session.reusable and not self._closed:
+            self._idle.append((session, self.loop.time()))
+            self._watch_idle()
+        elif session.usable:
+            # The slot is free when the server has let go: it may count its connections.
+            self._say_farewell(session, holds_slot=True)
+            return
+        else:
+            session.abort()
+        self.give_slot_back()
+
+    def lose(self, session: S) -> None:
+        """Abort a session whose slot stays taken."""
+        self._held.discard(session)
+        session.abort()
+
+    def withhold_slot(self, seconds: float) -> bool:
+        """Take a slot out of use for a while; False where no other session is open."""
+        if self._withheld + 1 >= self._size or not (self._idle or self._held):
+            return False
+        self._withheld += 1
+        self.loop.call_later(seconds, self._allow_slot)
+        return True
+
+    # Inside
+
+    def _allow_slot(self) -> None:
+        self._withheld -= 1
+        self.give_slot_back()
+
+    def _end(self, session: S) -> None:
+        if session.usable:
+            self._say_farewell(session, holds_slot=False)
+        else:
+            session.abort()
+
+    def _say_farewell(self, session: S, *, holds_slot: bool) -> None:
+        task = self.loop.create_task(self._farewell(session, holds_slot=holds_slot))
+        self._farewells.add(task)
+        task.add_done_callback(self._farewells.discard)
+
+    async def _farewell(self, session: S, *, holds_slot: bool) -> None:
+        try:
+            await session.quit()
+        finally:
+            if holds_slot:
+                self.give_slot_back()
+
+    def _refuse_waiting(self) -> None:
+        while self._waiting:
+            waiter, _ = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(_closed_error())
+
+    def _stop_timers(self) -> None:
+        for timer in (self._patience, self._reaper):
+            if timer is not None:
+                timer.cancel()
+        self._patience = self._reaper = None
+
+    def _be_patient(self) -> None:
+        if self._patience is None:
+            self._patience = self.loop.call_later(self._pool_timeout, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        """Refuse those who waited for ``pool_timeout`` in which no slot was given back."""
+        self._patience = None
+        now = self.loop.time()
+        while self._waiting:
+            waiter, since = self._waiting[0]
+            if not waiter.done():
+                due = max(since, self._given_back_at) + self._pool_timeout
+                if due > now:
+                    self._patience = self.loop.call_at(due, self._lose_patience)
+                    return
+                waiter.set_exception(_stuck_error(self._pool_timeout))
+            self._waiting.popleft()
+
+    def _watch_idle(self) -> None:
+        if self._reaper is None:
+            self._reaper = self.loop.call_later(self._idle_timeout, self._reap)
+
+    def _reap(self) -> None:
+        """End the sessions that were not used for ``idle_timeout``. The oldest lie lowest."""
+        self._reaper = None
+        now = self.loop.time()
+        while self._idle:
+            session, since = self._idle[0]
+            if session.usable and since + self._idle_timeout > now:
+                self._reaper = self.loop.call_at(since + self._idle_timeout, self._reap)
+                return
+            del self._idle[0]
+            self._end(session)
+
+
+class Slot(t.Generic[S]):
+    """The right to one session, for the length of an ``async with``.
+
+    ``session`` is the one it has, and afterwards the one it had. ``deadline`` is that of the wait.
+    """
+
+    __slots__ = ("_is_taken", "_pool", "deadline", "session")
+
+    def __init__(self, pool: Pool[S], deadline: float | None) -> None:
+        self._pool = pool
+        self.deadline = deadline
+        self.session: S | None = None
+        self._is_taken = False
+
+    async def __aenter__(self) -> t.Self:
+        await self._pool.take_slot(self.deadline)
+        self._is_taken = True
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if not self._is_taken:
+            return
+        self._is_taken = False
+        if self.session is None:
+            self._pool.give_slot_back()
+        else:
+            self._pool.take_back(self.session)
+
+    async def exchange(self, seconds: float) -> bool:
+        """Put this slot out of use for a while and wait for another one, before all others.
+
+        For a server that takes no further connection. Returns False, at once, where no other
+        session is open; then the slot stays.
+        """
+        if not self._pool.withhold_slot(seconds):
+            return False
+        self._is_taken = False
+        await self._pool.take_slot(self.deadline, first=True)
+        self._is_taken = True
+        return True
+
+    def drop(self) -> None:
+        """Let go of a session that is no good, to open another one in its place."""
+        session, self.session = self.session, None
+        if session is not None:
+            self._pool.lose(session)
+
+    def take_idle(self) -> S | None:
+        """Take an idle session, if there is one."""
+        self.session = self._pool.take_idle()
+        return self.session
+
+    def make_room(self) -> None:
+        """Say that another session is about to be opened."""
+        self._pool.make_room()
+
+    def hold(self, session: S) -> S:
+        """Keep a session that was just opened."""
+        self.session = session
+        self._pool.hold(session)
+        return session
+
+
+def _closed_error() -> MailerClosed:
+    return MailerClosed("the mailer is closed; nothing was sent", stage="pool")
+
+
+def _stuck_error(seconds: float) -> PoolTimeout:
+    text = f"no session became free within {seconds:g} s (pool_timeout); nothing was sent"
+    return PoolTimeout(text, stage="pool", retryable=True)

@@ -1,0 +1,275 @@
+"""Drives transactions over a transport: bytes in, bytes out, back-pressure, one timer.
+
+Invariant: at most one transaction at a time, and each ends with an outcome, whatever the transport
+does. The protocol never closes or aborts its transport; ``usable`` says whether another transaction
+may follow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import typing as t
+from dataclasses import dataclass
+
+from amail.errors import InvalidAttachment, MailError
+from amail.smtp.commands import DOT
+from amail.smtp.replies import MalformedReply, ReplyReader
+from amail.smtp.stuffing import dot_stuffed
+
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from amail.smtp.transaction import Transaction
+
+SMALL = 64 * 1024
+"""Content up to that many octets goes out in one write, the dot with it."""
+
+_TURN = 256 * 1024
+"""Octets written before other tasks of the loop have their turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds without progress after which a stage has failed (RFC 5321, section 4.5.3.2)."""
+
+    command: float
+    data: float
+    final: float
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Readings of the loop's clock: until the last octet is written, and until the reply came."""
+
+    content: float
+    reply: float
+
+
+class SMTPProtocol(asyncio.Protocol):
+    """The protocol of an open session: greeted, encrypted and authenticated.
+
+    ``transport`` is given here because ``connection_made`` was called on its former protocol.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waits: Waits) -> None:
+        self._transport = transport
+        self._waits = waits
+        self._loop = asyncio.get_running_loop()
+        self._reader = ReplyReader()
+        self._transaction: Transaction | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._deadlines = Deadlines(0, 0)
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._chunks: Iterator[bytes] | None = None
+        self._written = 0  # octets of the content, before dot-stuffing
+        self._unsent = 0  # octets that waited in the transport when last looked at
+        self._paused = False
+        self._broken = False
+        self.connected = True
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def usable(self) -> bool:
+        """True while a transaction can begin: connected, in step, nothing unasked received."""
+        return self.connected and not self._broken and not self._transport.is_closing()
+
+    async def run(self, transaction: Transaction, deadlines: Deadlines) -> None:
+        """Drive a transaction until it has its outcome.
+
+        When this is cancelled the transaction is left as it stands and the protocol is not usable.
+        """
+        self._transaction, self._deadlines = transaction, deadlines
+        done = self._done = self._loop.create_future()
+        try:
+            if not self.usable:
+                transaction.lost()
+                return
+            self._write(transaction.begin())
+            self._expect(self._waits.command)
+            await done
+        finally:
+            if transaction.outcome is None or not transaction.in_step or self._reader.pending:
+                self._broken = True
+            self._transaction = self._done = self._chunks = None
+
+    async def quit(self) -> None:
+        """Say QUIT and wait until the server has closed, or anything else ends the connection."""
+        self._broken = True
+        if self.connected:
+            self._write(b"QUIT\r\n")
+            await self.lost
+
+    def stop(self) -> None:
+        """Let go of the timer: nothing will be waited for any more."""
+        self._broken = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # What the transport calls
+
+    def data_received(self, data: bytes) -> None:
+        """Hand replies to the transaction. What comes unasked makes the session unusable."""
+        try:
+            replies = self._reader.feed(data)
+        except MalformedReply as error:
+            self._broken = True
+            if self._transaction is not None:
+                self._transaction.malformed(str(error))
+                self._look()
+            return
+        for code, raw in replies:
+            if self._transaction is None or self._transaction.outcome is not None:
+                self._broken = True
+                return
+            self._receive(self._transaction, code, raw)
+
+    def eof_received(self) -> None:
+        """End what is under way: no reply can come any more. The transport closes itself."""
+        self._end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what is under way."""
+        self._end()
+        self.stop()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Stop reading the content: the transport's buffer is full."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Go on: the transport's buffer has room."""
+        self._paused = False
+        self._send_content()
+
+    # Transaction
+
+    def _receive(self, transaction: Transaction, code: int, raw: bytes) -> None:
+        octets = transaction.receive(code, raw)
+        if transaction.outcome is not None:
+            self._look()
+        elif transaction.stage == "body":
+            self._begin_content(transaction)
+        else:
+            if octets:
+                self._write(octets)
+            self._expect(self._waits.data if transaction.stage == "data" else self._waits.command)
+
+    def _begin_content(self, transaction: Transaction) -> None:
+        content = transaction.content
+        self._written = 0
+        if len(content) > SMALL:
+            self._chunks = dot_stuffed(self._counted(content.chunks()))
+            self._expect(self._waits.data)
+            self._send_content()
+            return
+        try:
+            octets = b"".join(content.chunks())
+        except Exception as error:  # noqa: BLE001 - whatever the source raises, the dot is not sent
+            self._content_failed(transaction, error)
+            return
+        if len(octets) != len(content):
+            self._content_failed(transaction)
+            return
+        transaction.content_written()
+        self._write(b"".join(dot_stuffed([octets])) + DOT)
+        self._expect(self._waits.final)
+
+    def _send_content(self) -> None:
+        """Write chunks as long as the transport takes them, then the dot as a write of its own."""
+        transaction, chunks = self._transaction, self._chunks
+        if transaction is None or chunks is None or transaction.outcome is not None:
+            return
+        until = self._written + _TURN
+        while not self._paused and self._written < until:
+            try:
+                chunk = next(chunks, None)
+            except Exception as error:  # noqa: BLE001 - whatever the source raises, the dot is not sent
+                self._content_failed(transaction, error)
+                return
+            if chunk is None:
+                self._end_content(transaction)
+                return
+            self._write(chunk)
+        self._unsent = self._transport.get_write_buffer_size()
+        self._expect(self._waits.data)
+        if not self._paused:
+            self._loop.call_soon(self._send_content)
+
+    def _counted(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            self._written += len(chunk)
+            yield chunk
+
+    def _end_content(self, transaction: Transaction) -> None:
+        if self._written != len(transaction.content):
+            self._content_failed(transaction)
+            return
+        self._chunks = None
+        transaction.content_written()
+        self._write(DOT)
+        self._expect(self._waits.final)
+
+    def _content_failed(self, transaction: Transaction, cause: Exception | None = None) -> None:
+        if isinstance(cause, MailError):
+            error: MailError = cause
+        else:
+            error = InvalidAttachment("the content could not be read as it was announced")
+            error.__cause__ = cause
+        transaction.content_failed(error)
+        self._broken = True
+        self._look()
+
+    def _end(self) -> None:
+        self.connected = False
+        if self._transaction is not None and self._transaction.outcome is None:
+            self._transaction.lost(self._reader.pending)
+            self._look()
+
+    def _look(self) -> None:
+        """Wake the one who waits if there is an outcome."""
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    def _write(self, octets: bytes) -> None:
+        self._transport.write(octets)
+
+    # The timer. It is only ever set anew for an earlier deadline; for a later one it finds out when
+    # it fires, which is far cheaper than a timer for each reply.
+
+    def _expect(self, seconds: float) -> None:
+        """Something is to happen within that time."""
+        transaction = self._transaction
+        is_written = transaction is not None and transaction.last_octet_written
+        limit = self._deadlines.reply if is_written else self._deadlines.content
+        self._deadline = min(self._loop.time() + seconds, limit)
+        if self._timer is None or self._timer.when() > self._deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        transaction = self._transaction
+        if transaction is None or transaction.outcome is not None:
+            return
+        if self._loop.time() < self._deadline or self._body_moves(transaction):
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            return
+        transaction.timed_out()
+        self._broken = True
+        self._look()
+
+    def _body_moves(self, transaction: Transaction) -> bool:
+        """Tell whether octets of the content left since this was last asked, and wait on if so."""
+        if transaction.stage != "body":
+            return False
+        unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        now = self._loop.time()
+        if self._unsent < unsent and now < self._deadlines.content:
+            self._deadline = min(now + self._waits.data, self._deadlines.content)
+            return True
+        return False

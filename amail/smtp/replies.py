@@ -1,0 +1,68 @@
+"""Server octets in, complete replies out (RFC 5321, section 4.2). Pure: no I/O, no clock.
+
+A reply is handed on as its code and its raw octets; most replies are only looked at for their
+code, so the text is decoded when somebody wants it.
+"""
+
+from __future__ import annotations
+
+from amail.receipt import Reply
+
+MAX_LINE = 8 * 1024
+MAX_REPLY = 32 * 1024
+MAX_LINES = 128
+
+
+class MalformedReply(ValueError):
+    """What came is no SMTP reply. The text says why, without the octets."""
+
+
+class ReplyReader:
+    """Cuts a stream of octets into replies, however they were cut into segments."""
+
+    __slots__ = ("_pending",)
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    @property
+    def pending(self) -> bytes:
+        """Octets of a reply that is not complete yet."""
+        return self._pending
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Take a segment, return the replies that are complete now as (code, raw octets).
+
+        Raises MalformedReply for anything that is not a reply, and past the limits above.
+        """
+        if self._pending:
+            data = self._pending + data
+        replies = []
+        start = position = lines = 0
+        while (end := data.find(b"\n", position)) >= 0:
+            code = data[position : position + 3]
+            if end - position > MAX_LINE:
+                raise MalformedReply(f"a reply line is longer than {MAX_LINE} octets")
+            if not code.isdigit() or not b"200" <= code <= b"599" or end - position < 3:
+                raise MalformedReply("a reply line does not begin with a code from 200 to 599")
+            lines += 1
+            more = data[position + 3 : position + 4] == b"-"
+            position = end + 1
+            if not more:
+                replies.append((int(code), data[start:position]))
+                start, lines = position, 0
+            elif lines >= MAX_LINES:
+                raise MalformedReply(f"a reply has more than {MAX_LINES} lines")
+        self._pending = data[start:]
+        if len(data) - position > MAX_LINE or len(self._pending) > MAX_REPLY:
+            raise MalformedReply(f"a reply does not end within {MAX_REPLY} octets")
+        return replies
+
+
+def decode_reply(code: int, raw: bytes) -> Reply:
+    """Make a Reply of a code and the raw octets that ``ReplyReader.feed`` returned with it.
+
+    The text is UTF-8 (RFC 6531, section 3.7.4); other octets are shown as backslash escapes.
+    """
+    lines = raw.decode("utf-8", "backslashreplace").splitlines()
+    return Reply.from_lines(code, [line[4:].strip(" \t\r") for line in lines])

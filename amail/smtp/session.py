@@ -1,0 +1,494 @@
+"""One SMTP session: opened by aiosmtplib stage by stage, then run by our own protocol.
+
+Opening is greeting, EHLO, STARTTLS, TLS, AUTH; each failure knows its stage because each stage is a
+call of its own, and what went wrong is told by types and codes, never by a text. Then the protocol
+takes over the transport and aiosmtplib's object is let go, which never had the password.
+
+A session ends in one of three ways: ``quit`` (politely), ``abort`` (at once), ``forget`` (its loop
+or process is gone: not an octet is written).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import logging
+import random
+import re
+import socket
+import ssl
+import typing as t
+
+import aiosmtplib
+
+from amail.errors import (
+    AuthenticationError,
+    ConfigError,
+    ConnectError,
+    ConnectionLost,
+    MailError,
+    NotSent,
+    ProtocolError,
+    SendTimeout,
+    ServerBusy,
+    TLSError,
+)
+from amail.receipt import Receipt, Reply
+from amail.smtp.dial import dial
+from amail.smtp.extensions import Extensions
+from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
+from amail.smtp.transaction import Transaction
+
+if t.TYPE_CHECKING:
+    from amail.envelope import Envelope
+    from amail.errors import SendError, Stage
+    from amail.mime import Content
+    from amail.smtp.settings import SMTPSettings
+
+_logger = logging.getLogger("amail.smtp")
+
+_QUIT_SECONDS = 2.0
+_CLOSE_SECONDS = 0.5
+_FQDN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}(?:\.[A-Za-z0-9][A-Za-z0-9-]{0,62})+")
+_NO_EHLO = frozenset({500, 502, 504})
+
+
+class Session:
+    """An open session. Used by one task at a time; only its pool keeps it."""
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        sock: socket.socket,
+        extensions: Extensions,
+        settings: SMTPSettings,
+    ) -> None:
+        self.extensions = extensions
+        self.relay = settings.relay
+        self._transport = transport
+        self._socket = sock
+        self._pipelining = settings.pipelining
+        self._left = settings.max_messages or None
+        self._reset_first = False
+        self._in_doubt = False
+        loop = asyncio.get_running_loop()
+        # Sessions opened together shall not end together.
+        self._ends_at = loop.time() + settings.max_age * random.uniform(0.9, 1.1)  # noqa: S311
+        waits = Waits(settings.command_timeout, settings.data_timeout, settings.final_timeout)
+        self._protocol = SMTPProtocol(transport, waits)
+        self._loop = loop
+        transport.set_protocol(self._protocol)
+
+    @property
+    def reusable(self) -> bool:
+        """True only when proven clean and neither spent nor too old."""
+        return (
+            self._protocol.usable
+            and (self._left is None or self._left > 0)
+            and self._loop.time() < self._ends_at
+        )
+
+    @property
+    def usable(self) -> bool:
+        """True while it is connected and in step."""
+        return self._protocol.usable
+
+    @property
+    def in_doubt(self) -> bool:
+        """True where the last send was cancelled after its last octet was written."""
+        return self._in_doubt
+
+    async def send(self, envelope: Envelope, content: Content, deadlines: Deadlines) -> Receipt:
+        """Run one transaction. Raises MailError; only a proven clean session stays reusable.
+
+        Cancelling this aborts the session at once; a note on the CancelledError says what is known
+        of the message.
+        """
+        transaction = Transaction(
+            envelope,
+            content,
+            self.extensions,
+            pipelined=self._pipelining,
+            reset_first=self._reset_first,
+            relay=self.relay,
+        )
+        if self._left is not None:
+            self._left -= 1
+        try:
+            await self._protocol.run(transaction, deadlines)
+        except BaseException as error:
+            self.abort()
+            self._in_doubt = transaction.outcome is None and transaction.last_octet_written
+            _say_what_is_known(error, transaction)
+            raise
+        self._reset_first = transaction.left_open
+        outcome = transaction.outcome
+        if isinstance(outcome, Receipt):
+            return outcome
+        if not transaction.in_step:
+            self.abort()
+        if outcome is None:
+            raise AssertionError("a transaction ended without an outcome")
+        raise outcome
+
+    async def quit(self) -> None:
+        """Say QUIT, wait two seconds at most, close. Raises nothing; a cancelled one aborts."""
+        try:
+            async with asyncio.timeout(_QUIT_SECONDS):
+                await self._protocol.quit()
+        except TimeoutError:
+            pass
+        except BaseException:
+            self.abort()
+            raise
+        self._transport.close()
+        try:
+            # Over TLS closing waits for the other side, which may be gone.
+            await asyncio.wait({self._protocol.lost}, timeout=_CLOSE_SECONDS)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection at once, whatever it is doing."""
+        self._protocol.stop()
+        self._transport.abort()
+
+    def forget(self) -> None:
+        """Close this process's descriptor and nothing else: no octet, no call of the loop.
+
+        For sessions whose loop is closed, and for those a forked child inherited: the connection,
+        and the loop that watches it, still belong to the parent.
+        """
+        self._socket.close()
+
+
+def _say_what_is_known(error: BaseException, transaction: Transaction) -> None:
+    message_id = transaction.content.message_id
+    if isinstance(transaction.outcome, Receipt):
+        error.add_note(f"{message_id}: the server had accepted the message")
+    elif transaction.last_octet_written:
+        note = f"{message_id}: delivery unknown: no reply was awaited after the last octet"
+        error.add_note(note)
+        _logger.warning("%s", note)
+    else:
+        error.add_note(f"{message_id}: not sent")
+
+
+async def open_session(
+    settings: SMTPSettings, context: ssl.SSLContext | None, deadline: float
+) -> Session:
+    """Open a session: greeted, encrypted where that was asked for, authenticated.
+
+    ``context`` is needed for TLS, ``deadline`` is a reading of the loop's clock. Raises ConfigError
+    and the kinds of NotSent; cancelling it drops the connection first and waits for nothing.
+    """
+    opening = _Opening(settings, context, deadline)
+    task = asyncio.get_running_loop().create_task(opening.run())
+    try:
+        return await asyncio.shield(task)
+    except BaseException:
+        opening.abort()
+        if opening.is_dialing:
+            task.cancel()
+        task.add_done_callback(_let_go)
+        raise
+
+
+def _let_go(task: asyncio.Task[Session]) -> None:
+    """Retrieve what came of an opening that nobody awaits any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().abort()
+
+
+class _Opening:
+    """The way to an open session. ``stage`` is where it stands."""
+
+    def __init__(
+        self, settings: SMTPSettings, context: ssl.SSLContext | None, deadline: float
+    ) -> None:
+        self.stage: Stage = "dns"
+        self._settings = settings
+        self._context = context
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._socket: socket.socket | None = None
+        self._handshake_is_late = False
+
+    @property
+    def is_dialing(self) -> bool:
+        """True as long as there is no connection that could be dropped."""
+        return self._socket is None
+
+    def abort(self) -> None:
+        """Drop the connection: whatever waits for the server ends at once.
+
+        Not by closing the socket, which is asyncio's, and not through the transport, which
+        aiosmtplib may have let go to say goodbye for half a minute.
+        """
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    async def run(self) -> Session:
+        settings = self._settings
+        self._socket = await dial(settings, self._within(settings.connect_timeout))
+        smtp = aiosmtplib.SMTP(
+            hostname=settings.tls_server_name or settings.host,
+            sock=self._socket,
+            local_hostname=ehlo_name(settings, self._socket),
+            start_tls=False,
+            use_tls=settings.effective_tls == "implicit",
+            tls_context=self._context,
+        )
+        try:
+            await self._greeting(smtp)
+            await self._ehlo(smtp)
+            if settings.effective_tls == "starttls":
+                await self._starttls(smtp)
+                await self._ehlo(smtp)
+            if settings.effective_tls != "none":
+                self._assert_encrypted(smtp)
+            if settings.username:
+                self.stage = "auth"
+                await self._authenticate(smtp)
+            return self._take_over(smtp)
+        except MailError:
+            self.abort()
+            raise
+        except (aiosmtplib.SMTPException, OSError) as error:
+            self.abort()
+            if self.stage == "auth":
+                _drop_frames(error)
+            raise self._translated(error) from error
+
+    # Stages
+
+    async def _greeting(self, smtp: aiosmtplib.SMTP) -> None:
+        self.stage = "greeting"
+        late = None
+        if self._settings.effective_tls == "implicit":
+            self.stage = "tls"
+            seconds = self._within(self._settings.connect_timeout)
+            late = self._loop.call_later(seconds, self._handshake_late, smtp)
+        try:
+            await smtp.connect(timeout=self._within(self._settings.command_timeout))
+        except aiosmtplib.SMTPException as error:
+            # It awaits the handshake and the greeting in one call; what it raises on what tells.
+            if isinstance(error, aiosmtplib.SMTPResponseException) or isinstance(
+                error.__cause__, aiosmtplib.SMTPException
+            ):
+                self.stage = "greeting"
+            raise
+        finally:
+            if late is not None:
+                late.cancel()
+
+    def _handshake_late(self, smtp: aiosmtplib.SMTP) -> None:
+        if smtp.protocol is None:
+            self._handshake_is_late = True
+            self.abort()
+
+    async def _ehlo(self, smtp: aiosmtplib.SMTP) -> None:
+        self.stage = "ehlo"
+        timeout = self._settings.command_timeout
+        try:
+            await smtp.ehlo(timeout=self._within(timeout))
+        except aiosmtplib.SMTPHeloError as error:
+            if error.code not in _NO_EHLO:
+                raise
+            await smtp.helo(timeout=self._within(timeout))
+
+    async def _starttls(self, smtp: aiosmtplib.SMTP) -> None:
+        self.stage = "starttls"
+        if not smtp.supports_extension("starttls"):
+            raise TLSError(
+                f"{self._settings.relay} does not offer STARTTLS, which was asked for; nothing was "
+                "sent in the clear. For a server that speaks TLS from the start use smtps://",
+                stage="starttls",
+                relay=self._settings.relay,
+            )
+        # Its one timeout is for the reply and for the handshake; a deadline for both is ours.
+        timeout = self._within(self._settings.command_timeout)
+        try:
+            await smtp.starttls(tls_context=self._context, timeout=timeout)
+        except (aiosmtplib.SMTPException, OSError) as error:
+            # It awaits the reply and the handshake in one call; what it raises on what tells.
+            of_the_reply = (aiosmtplib.SMTPResponseException, aiosmtplib.SMTPReadTimeoutError)
+            left = isinstance(error, aiosmtplib.SMTPServerDisconnected) and error.__cause__ is None
+            if not left and not isinstance(error, of_the_reply):
+                self.stage = "tls"
+            raise
+
+    def _assert_encrypted(self, smtp: aiosmtplib.SMTP) -> None:
+        if smtp.transport is None or smtp.transport.get_extra_info("ssl_object") is None:
+            raise TLSError(
+                f"{self._settings.relay}: the session is not encrypted although TLS was asked for",
+                stage="tls",
+                retryable=True,
+                relay=self._settings.relay,
+            )
+
+    async def _authenticate(self, smtp: aiosmtplib.SMTP) -> None:
+        settings = self._settings
+        if not isinstance(settings.username, str) or not isinstance(settings.password, str):
+            raise ConfigError("username and password: both are needed")
+        if settings.effective_tls == "none":
+            self._check_clear_text(smtp)
+        offered = smtp.server_auth_methods
+        timeout = self._within(settings.command_timeout)
+        if "plain" in offered:
+            await smtp.auth_plain(settings.username, settings.password, timeout=timeout)
+        elif "login" in offered:
+            await smtp.auth_login(settings.username, settings.password, timeout=timeout)
+        else:
+            where = "" if settings.effective_tls != "none" else " without TLS"
+            raise AuthenticationError(
+                f"{settings.relay} does not offer AUTH PLAIN or LOGIN{where}, while username and "
+                "password are set; leave them out or set tls",
+                stage="auth",
+                relay=settings.relay,
+            )
+
+    def _check_clear_text(self, smtp: aiosmtplib.SMTP) -> None:
+        """Credentials go over clear text inside this machine, or where that was clearly wanted."""
+        settings = self._settings
+        if settings.allow_insecure_auth or settings.socket_path is not None:
+            return
+        peer = smtp.get_transport_info("peername")
+        address = ipaddress.ip_address(peer[0].partition("%")[0])
+        if address.is_loopback:
+            return
+        if settings.tls == "none" and _is_private(address):
+            _warn_of_clear_text(settings.relay)
+            return
+        raise ConfigError(
+            f"username and password would go to {settings.relay} in the clear. Write either of:\n"
+            '    tls="starttls"             (or "implicit", port 465)\n'
+            "    allow_insecure_auth=True   (anybody on the way can read them)"
+        )
+
+    def _take_over(self, smtp: aiosmtplib.SMTP) -> Session:
+        """Make a Session of the transport, in the order that leaves nothing of aiosmtplib behind.
+
+        Otherwise its connect lock stays held and a cycle keeps it alive until the next collection.
+        """
+        extensions = Extensions.from_ehlo(smtp.esmtp_extensions)
+        transport = t.cast("asyncio.Transport | None", smtp.transport)
+        if transport is None or transport.is_closing() or self._socket is None:
+            raise ConnectionLost(
+                f"{self._settings.relay} closed the connection while it was being opened",
+                stage=self.stage,
+                retryable=True,
+                relay=self._settings.relay,
+            )
+        session = Session(transport, self._socket, extensions, self._settings)
+        smtp.transport = None
+        smtp.close()
+        return session
+
+    # Failures
+
+    def _within(self, seconds: float) -> float:
+        return max(0.001, min(seconds, self._deadline - self._loop.time()))
+
+    def _translated(self, error: Exception) -> SendError:
+        """Say in our words what aiosmtplib or asyncio raised at the stage we stand at."""
+        if isinstance(error, aiosmtplib.SMTPResponseException) and error.code > 0:
+            return self._refused(_reply(error))
+        relay, stage = self._settings.relay, self.stage
+        details: dict[str, t.Any] = {"stage": stage, "relay": relay, "retryable": True}
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            return ProtocolError(
+                f"{relay} does not speak SMTP on this port; is it the right one?", **details
+            )
+        cause = error if isinstance(error, ssl.SSLError) else error.__cause__
+        if stage == "tls" and isinstance(cause, ssl.SSLError):
+            return self._tls_failed(cause)
+        if isinstance(error, aiosmtplib.SMTPTimeoutError) or self._handshake_is_late:
+            hint = ""
+            if stage == "greeting" and self._settings.effective_tls != "implicit":
+                hint = "; if that port speaks TLS first (465 does), use smtps://"
+            return SendTimeout(f"{relay}: no answer at the stage {stage!r}{hint}", **details)
+        if stage == "tls":
+            return TLSError(f"{relay} broke off the TLS handshake", **details)
+        return ConnectionLost(f"{relay} closed the connection at the stage {stage!r}", **details)
+
+    def _refused(self, reply: Reply) -> SendError:
+        relay, stage = self._settings.relay, self.stage
+        details: dict[str, t.Any] = {
+            "stage": stage,
+            "relay": relay,
+            "reply": reply,
+            "retryable": reply.transient,
+        }
+        kind: type[NotSent]
+        match stage:
+            case _ if 200 <= reply.code < 400:
+                kind, text = ProtocolError, "answers what does not belong there"
+            case "starttls":
+                kind, text = TLSError, "refuses STARTTLS"
+            case "auth":
+                kind, text = AuthenticationError, "does not accept username and password"
+            case _ if reply.transient:
+                kind, text = ServerBusy, "has no time for us now"
+            case "ehlo":
+                kind, text = ConnectError, "refuses EHLO (see local_hostname)"
+            case _:
+                kind, text = ConnectError, "refuses the session"
+        return kind(f"{relay} {text}: {reply}", **details)
+
+    def _tls_failed(self, cause: ssl.SSLError) -> TLSError:
+        relay = self._settings.relay
+        details: dict[str, t.Any] = {"stage": "tls", "relay": relay}
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return TLSError(
+                f"{relay}: the certificate is not trusted: {cause.verify_message}. If it is your "
+                "own, name its authority in ca_file; nothing was sent",
+                **details,
+            )
+        if cause.reason == "WRONG_VERSION_NUMBER":
+            text = "does not speak TLS from the start on this port: use smtp:// and STARTTLS"
+            return TLSError(f"{relay} {text}", **details)
+        reason = (cause.reason or "handshake failure").replace("_", " ").lower()
+        return TLSError(f"{relay}: no TLS session: {reason}", **details)
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Take the frames out of a chain of exceptions: aiosmtplib's hold the credentials."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+def _reply(error: aiosmtplib.SMTPResponseException) -> Reply:
+    text = error.message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Reply.from_lines(error.code, text.split("\n"))
+
+
+@functools.lru_cache(maxsize=1)  # once a process
+def _warn_of_clear_text(relay: str) -> None:
+    _logger.warning("username and password go to %s in the clear, as tls none asks for", relay)
+
+
+def _is_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Tell RFC 1918, unique local and link-local addresses."""
+    return (address.is_private and not address.is_unspecified) or address.is_link_local
+
+
+def ehlo_name(settings: SMTPSettings, sock: socket.socket) -> str:
+    """Return the name to say in EHLO (RFC 5321, section 4.1.4), without asking DNS.
+
+    ``local_hostname``, else this machine's name if it is a full one, else the address literal of
+    the socket.
+    """
+    if settings.local_hostname is not None:
+        return settings.local_hostname
+    name = socket.gethostname()
+    if _FQDN.fullmatch(name):
+        return name
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return "localhost"
+    address = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0])
+    return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"

@@ -1,0 +1,348 @@
+"""SMTPTransport: leases a session, sends, and decides what may be tried again.
+
+Invariant: a message whose last octet was written is never sent again from here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import sys
+import time
+import typing as t
+import warnings
+import weakref
+from collections import Counter
+from dataclasses import replace
+
+from amail.errors import (
+    AuthenticationError,
+    ConfigError,
+    ConnectError,
+    ConnectionLost,
+    MailError,
+    NotSent,
+    ProtocolError,
+    SendError,
+    SendTimeout,
+    ServerBusy,
+    TLSError,
+    UsageError,
+)
+from amail.smtp.pool import Pool
+from amail.smtp.protocol import Deadlines
+from amail.smtp.session import Session, open_session
+from amail.smtp.tls import client_context
+from amail.transports.base import PoolStats
+
+if t.TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncGenerator
+
+    from amail.envelope import Envelope
+    from amail.errors import Outcome
+    from amail.mime import Content
+    from amail.receipt import Receipt
+    from amail.smtp.pool import Slot
+    from amail.smtp.settings import SMTPSettings
+
+_logger = logging.getLogger("amail.smtp")
+
+_ATTEMPTS = 2
+_JITTER_SECONDS = 0.1
+_BUSY_SECONDS = 60.0
+_DRAIN_SECONDS = 10.0
+
+
+class SMTPTransport:
+    """Sends over pooled SMTP sessions to one server.
+
+    ``timeout`` is in seconds from the moment a slot is held until the last octet of the content is
+    written, all attempts together; the reply to it then has ``settings.final_timeout``, or with
+    ``timeout_covers_reply`` what is left of ``timeout``.
+
+    Belongs to the loop that first uses it, and to the next one when that is closed.
+    """
+
+    def __init__(
+        self, settings: SMTPSettings, *, timeout: float = 60.0, timeout_covers_reply: bool = False
+    ) -> None:
+        if isinstance(timeout, bool) or not 0 < timeout < float("inf"):
+            raise ConfigError("timeout: must be more than 0 seconds, and finite")
+        self.settings = settings
+        self._timeout = timeout
+        self._timeout_covers_reply = timeout_covers_reply
+        self._made_at = _caller()
+        self._pool: Pool[Session] | None = None
+        self._context: ssl.SSLContext | None = None
+        self._watcher: AsyncGenerator[None, None] | None = None
+        self._finalizer: weakref.finalize[t.Any, t.Any] | None = None
+        self._outcomes: Counter[Outcome] = Counter()
+        self._reconnects = 0
+
+    def __repr__(self) -> str:
+        return f"<SMTPTransport to {self.settings.relay}>"
+
+    async def send(
+        self, envelope: Envelope, content: Content, *, deadline: float | None = None
+    ) -> Receipt:
+        """Send over a session of the pool; see Transport.
+
+        What certainly was not taken is tried once more over a fresh session, if that can help.
+        Raises UsageError from a second running loop.
+        """
+        began = time.monotonic()
+        pool = await self._pool_here()
+        limit = None if deadline is None else pool.loop.time() + (deadline - began)
+        slot = pool.slot(limit)
+        try:
+            async with slot:
+                receipt = await self._send(slot, envelope, content)
+        except MailError as error:
+            outcome: Outcome = getattr(error, "outcome", "not_sent")
+            self._outcomes[outcome] += 1
+            if isinstance(error, SendError) and error.message_id is None:
+                error.message_id, error.recipients = content.message_id, envelope.forward_paths
+            self._log_failure(error, outcome, content, began)
+            raise
+        except BaseException:
+            in_doubt = slot.session is not None and slot.session.in_doubt
+            self._outcomes["unknown" if in_doubt else "not_sent"] += 1
+            raise
+        self._outcomes["accepted"] += 1
+        self._log_acceptance(receipt, content, began)
+        return receipt
+
+    def stats(self) -> PoolStats:
+        """Return the numbers of this process's pool and the outcomes so far."""
+        pool = self._pool if self._pool is not None and self._pool.belongs_here else None
+        return PoolStats(
+            open=pool.open if pool else 0,
+            idle=pool.idle if pool else 0,
+            leased=pool.leased if pool else 0,
+            waiting=pool.waiting if pool else 0,
+            accepted=self._outcomes["accepted"],
+            rejected=self._outcomes["rejected"],
+            not_sent=self._outcomes["not_sent"],
+            unknown=self._outcomes["unknown"],
+            reconnects=self._reconnects,
+        )
+
+    async def aclose(self) -> None:
+        """End every session: those in use get ten seconds to finish. Idempotent."""
+        pool, self._pool = self._pool, None
+        watcher, self._watcher = self._watcher, None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if pool is None:
+            return
+        if not pool.belongs_here or pool.loop.is_closed():
+            pool.forget()
+            return
+        if pool.loop is not asyncio.get_running_loop():
+            self._pool, self._watcher = pool, watcher
+            raise UsageError(
+                "this mailer belongs to another event loop, which is still running; close it there"
+            )
+        try:
+            await pool.aclose(_DRAIN_SECONDS)
+        finally:
+            pool.drop()
+            if watcher is not None:
+                await watcher.aclose()
+
+    # One message
+
+    async def _send(self, slot: Slot[Session], envelope: Envelope, content: Content) -> Receipt:
+        deadlines = self._deadlines(slot.deadline)
+        attempts = 1
+        session = slot.take_idle()
+        while True:
+            reused = session is not None
+            try:
+                if session is None:
+                    session = await self._open(slot, deadlines)
+                receipt = await session.send(envelope, content, deadlines)
+            except NotSent as error:
+                if reused and _was_stale(error):
+                    # The most ordinary fault of a pool: the server had hung up in the meantime.
+                    self._reconnects += 1
+                elif attempts < _ATTEMPTS and _may_help_at_once(error):
+                    attempts += 1
+                    await _pause(deadlines)
+                else:
+                    raise
+                if asyncio.get_running_loop().time() >= deadlines.content:
+                    raise
+            else:
+                return receipt if attempts == 1 else replace(receipt, attempts=attempts)
+            slot.drop()
+            session = None
+
+    async def _open(self, slot: Slot[Session], deadlines: Deadlines) -> Session:
+        slot.make_room()
+        context = await self._tls_context()
+        try:
+            return slot.hold(await open_session(self.settings, context, deadlines.content))
+        except ServerBusy as error:
+            # Too many connections, says the server: then one fewer, and this sender is next.
+            if error.stage != "greeting" or not await slot.exchange(_BUSY_SECONDS):
+                raise
+        _logger.info("%s takes no further session; one fewer for a while", self.settings.relay)
+        session = slot.take_idle()
+        if session is None:
+            session = slot.hold(await open_session(self.settings, context, deadlines.content))
+        return session
+
+    def _deadlines(self, limit: float | None) -> Deadlines:
+        """Work out, the slot being held now, until when the content and its reply may take."""
+        if limit is not None:
+            return Deadlines(limit, limit)
+        until = asyncio.get_running_loop().time() + self._timeout
+        return Deadlines(until, until if self._timeout_covers_reply else float("inf"))
+
+    async def _tls_context(self) -> ssl.SSLContext | None:
+        if self.settings.effective_tls == "none":
+            return None
+        if self._context is None:
+            loop = asyncio.get_running_loop()
+            self._context = await loop.run_in_executor(None, client_context, self.settings)
+        return self._context
+
+    # The loop
+
+    async def _pool_here(self) -> Pool[Session]:
+        """Return the pool of the running loop, in this process."""
+        loop = asyncio.get_running_loop()
+        pool = self._pool
+        if pool is not None and pool.loop is loop and pool.belongs_here:
+            return pool
+        if pool is not None:
+            if pool.belongs_here and not pool.loop.is_closed():
+                raise UsageError(
+                    "this mailer belongs to another event loop, which is not closed. Make one "
+                    "mailer for each loop, or share one through amail.Portal or SyncMailer"
+                )
+            pool.forget()
+        settings = self.settings
+        pool = self._pool = Pool(
+            settings.max_connections,
+            idle_timeout=settings.idle_timeout,
+            pool_timeout=settings.pool_timeout,
+        )
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, _abandon, pool, self._made_at)
+        self._finalizer.atexit = False
+        self._watcher = _drop_with_the_loop(pool)
+        await anext(self._watcher)
+        return pool
+
+    # The log
+
+    def _log_acceptance(self, receipt: Receipt, content: Content, began: float) -> None:
+        if receipt.refused:
+            refused = [f"{_masked(path)} {reply.code}" for path, reply in receipt.refused.items()]
+            text = "%s: %s refused %d of %d recipients: %s"
+            count = len(receipt.envelope.forward_paths)
+            _logger.warning(
+                text, content.message_id, receipt.relay, len(refused), count, ", ".join(refused)
+            )
+        if _logger.isEnabledFor(logging.INFO):
+            reply = receipt.reply
+            _logger.info(
+                "%s: accepted by %s, %s, %d recipient(s), %d octets, %.0f ms",
+                content.message_id,
+                receipt.relay,
+                f"{reply.code} {reply.enhanced or ''}".strip(),
+                len(receipt.accepted),
+                len(content),
+                (time.monotonic() - began) * 1000,
+            )
+
+    def _log_failure(
+        self, error: MailError, outcome: Outcome, content: Content, began: float
+    ) -> None:
+        level = logging.WARNING if outcome == "unknown" else logging.INFO
+        reply = getattr(error, "reply", None)
+        _logger.log(
+            level,
+            "%s: %s, %s at the stage %s by %s, %s, %.0f ms",
+            content.message_id,
+            outcome.replace("_", " "),
+            type(error).__name__,
+            getattr(error, "stage", None),
+            self.settings.relay,
+            "no reply" if reply is None else f"{reply.code} {reply.enhanced or ''}".strip(),
+            (time.monotonic() - began) * 1000,
+        )
+
+
+def _was_stale(error: NotSent) -> bool:
+    """Tell whether a session that lay idle had ended meanwhile: MAIL finds that out."""
+    return error.stage == "mail" and isinstance(error, ConnectionLost | ServerBusy)
+
+
+def _may_help_at_once(error: NotSent) -> bool:
+    """Tell by kind and stage whether a fresh session, now, may do what this one did not."""
+    match error:
+        case ConnectionLost():
+            return True
+        case SendTimeout():
+            return error.stage != "body"
+        case ProtocolError():
+            return error.stage in {"mail", "rcpt", "data"}
+        case ServerBusy():
+            return error.stage in {"mail", "rcpt"}
+        case AuthenticationError():
+            return error.stage == "mail"
+        case TLSError():
+            return error.retryable and error.reply is None
+        case ConnectError():
+            return error.stage == "dns" and not error.retryable
+    return False
+
+
+async def _pause(deadlines: Deadlines) -> None:
+    """Wait a moment, not the same for everybody."""
+    left = deadlines.content - asyncio.get_running_loop().time()
+    seconds = random.uniform(0, _JITTER_SECONDS)  # noqa: S311
+    await asyncio.sleep(max(0.0, min(seconds, left)))
+
+
+async def _drop_with_the_loop(pool: Pool[Session]) -> AsyncGenerator[None, None]:
+    """Drop the sessions when their loop is about to be closed.
+
+    asyncio.run closes the asynchronous generators that are left before it closes the loop: the one
+    moment at which a pool that nobody closed can still let go in good order.
+    """
+    try:
+        yield
+    finally:
+        pool.drop()
+
+
+def _abandon(pool: Pool[Session], made_at: str) -> None:
+    """Let go of the sessions of a transport that was collected without being closed."""
+    if not pool.belongs_here or pool.loop.is_closed():
+        pool.forget()
+        return
+    if pool.open:
+        text = f"a mailer made at {made_at} was not closed; write: async with Mailer(...)"
+        warnings.warn(text, ResourceWarning, stacklevel=2)
+    with contextlib.suppress(RuntimeError):
+        pool.loop.call_soon_threadsafe(pool.drop)
+
+
+def _caller() -> str:
+    """Return "file:line" of the nearest frame that is not ours."""
+    frame = sys._getframe(1)  # as warnings does for its stacklevel
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("amail."):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _masked(path: str) -> str:
+    return f"{path[:1]}***@{path.rpartition('@')[2]}"
