@@ -254,14 +254,23 @@ class _Opening:
                 self.stage = "auth"
                 await self._authenticate(smtp)
             return self._take_over(smtp)
-        except MailError:
-            self.abort()
+        except MailError as error:
+            self._leave(smtp, error)
             raise
         except (aiosmtplib.SMTPException, OSError) as error:
-            self.abort()
+            translated = self._translated(error)
+            self._leave(smtp, translated)
             if self.stage == "auth":
                 _drop_frames(error)
-            raise self._translated(error) from error
+            raise translated from error
+
+    def _leave(self, smtp: aiosmtplib.SMTP, error: MailError) -> None:
+        """Drop the connection; a server that is in order and will not have us gets a QUIT first."""
+        transport = t.cast("asyncio.Transport | None", smtp.transport)
+        is_refusal = isinstance(error, ConnectError | AuthenticationError) and not error.retryable
+        if is_refusal and transport is not None:
+            transport.write(b"QUIT\r\n")
+        self.abort()
 
     # Stages
 
@@ -400,6 +409,7 @@ class _Opening:
         relay, stage = self._settings.relay, self.stage
         details: dict[str, t.Any] = {"stage": stage, "relay": relay, "retryable": True}
         if isinstance(error, aiosmtplib.SMTPResponseException):
+            details["retryable"] = stage != "greeting"  # later it will be the same port
             return ProtocolError(
                 f"{relay} does not speak SMTP on this port; is it the right one?", **details
             )

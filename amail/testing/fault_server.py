@@ -130,7 +130,10 @@ class FaultServer:
 
         Raises ValueError for a stage that does not exist.
         """
-        changes = {**(script or {}), **t.cast("Mapping[Stage, Script]", stages)}
+        changes: dict[Stage, Script] = {
+            **(script or {}),
+            **t.cast("Mapping[Stage, Script]", stages),
+        }
         if unknown := sorted(set(changes) - set(STAGES)):
             raise ValueError(f"no such stage: {unknown[0]!r}. Stages are {', '.join(STAGES)}")
         self._script.update(changes)

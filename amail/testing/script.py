@@ -236,6 +236,8 @@ Script: t.TypeAlias = (
 
 def due(script: Script | None, moment: Moment) -> Action:
     """Find the action that a script has for a moment."""
+    if callable(script):
+        return due(script(moment), moment)
     match script:
         case None:
             return OK
@@ -253,8 +255,6 @@ def due(script: Script | None, moment: Moment) -> Action:
             return due(script.get(moment.nth), moment)
         case Sequence():
             return due(script[min(moment.nth, len(script)) - 1] if script else None, moment)
-        case _ if callable(script):
-            return due(script(moment), moment)
     return script
 
 

@@ -9,12 +9,13 @@ from amail.smtp.settings import SMTPSettings
 from amail.smtp.transport import SMTPTransport
 from amail.transports.base import Transport
 from amail.transports.memory import MemoryTransport
+from amail.transports.null import NullTransport
 
 if t.TYPE_CHECKING:
     from amail.smtp.settings import SMTPOptions
 
 Where: t.TypeAlias = str | SMTPSettings | Transport
-"""Where messages go: "smtp://...", "smtps://...", "memory://", settings, or a Transport."""
+"""Where messages go: a URL (smtp://, smtps://, memory://, null://), settings, or a Transport."""
 
 
 def resolve(where: Where, *, timeout: float, options: SMTPOptions) -> Transport:
@@ -42,8 +43,11 @@ def _from_url(url: str) -> Transport:
     scheme, found, rest = url.partition("://")
     if not found:
         raise ConfigError("where: is no URL; write smtp://host:port, smtps://host or memory://")
-    if scheme.lower() != "memory":
-        raise ConfigError("where: URLs are smtp://host:port, smtps://host or memory://")
     if rest:
-        raise ConfigError("where: nothing stands behind memory://")
-    return MemoryTransport()
+        raise ConfigError(f"where: nothing stands behind {scheme.lower()}://")
+    match scheme.lower():
+        case "memory":
+            return MemoryTransport()
+        case "null":
+            return NullTransport()
+    raise ConfigError("where: URLs are smtp://host:port, smtps://host, memory:// or null://")

@@ -1,0 +1,19 @@
+"""Flask-Mail's interface over amail: ``await mail.send(message)`` in async views."""
+
+from amail import Attachment
+from amail import InvalidHeader as BadHeaderError
+from amail_flask.extension import Connection, Mail, Queued
+from amail_flask.message import Message, sanitize_address, sanitize_addresses
+from amail_flask.signals import email_dispatched
+
+__all__ = [
+    "Attachment",
+    "BadHeaderError",
+    "Connection",
+    "Mail",
+    "Message",
+    "Queued",
+    "email_dispatched",
+    "sanitize_address",
+    "sanitize_addresses",
+]

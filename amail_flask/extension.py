@@ -1,0 +1,255 @@
+"""Mail: the Flask extension. Finds this app's mailer and crosses to the loop that owns its pool."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import typing as t
+from dataclasses import dataclass
+
+import blinker
+from flask import current_app, has_app_context, has_request_context
+from flask.logging import default_handler
+
+from amail import UsageError
+from amail_flask.config import MailConfig
+from amail_flask.message import Message
+from amail_flask.signals import email_dispatched
+from amail_flask.state import State
+
+if t.TYPE_CHECKING:
+    from collections.abc import Coroutine, Generator, Iterator, Mapping
+
+    from flask import Flask
+
+    from amail import Message as AnyMessage
+    from amail import Receipt
+    from amail.address import Person
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A message that was left to be sent in the background. May be awaited.
+
+    ``message_id`` is its Message-ID, ``engine`` where it waits.
+    """
+
+    message_id: str
+    engine: str = "memory"
+
+    def __await__(self) -> Generator[t.Any, None, Queued]:
+        """Be done when the queue holds the message, which for memory is at once."""
+        yield from ()
+        return self
+
+
+class Mail:
+    """Sends mail from a Flask app, configured by its ``MAIL_*`` keys.
+
+    mail = Mail(app), or mail = Mail() and mail.init_app(app) for each app.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self.app = app
+        self.state: State | None = None
+        if app is not None:
+            self.state = self.init_app(app)
+
+    def init_app(self, app: Flask) -> State:
+        """Read the config of an app and make its mailer. No connection is opened.
+
+        Raises ConfigError for keys that cannot work.
+        """
+        config = MailConfig.read(app.config)
+        state = State(config, app=app)
+        app.extensions["mail"] = state
+        debug = config["MAIL_DEBUG"]
+        if app.debug if debug is None else debug:
+            _show_debug_log()
+        return state
+
+    def init_mail(
+        self, config: Mapping[str, t.Any], debug: bool | int = False, testing: bool = False
+    ) -> State:
+        """Make a state of a mapping with ``MAIL_*`` keys, for no app."""
+        return State(MailConfig.read(config), testing=testing, app=None)
+
+    def send(self, message: AnyMessage) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Take a snapshot of the message now, and return a coroutine that sends it.
+
+        The coroutine returns the Receipt. Raises MessageError at once, and UsageError in a view
+        that is not async, where it could not be awaited. The coroutine raises a SendError whose
+        ``outcome`` says what became of the message.
+        """
+        return self._send(message, None)
+
+    def send_message(self, *args: t.Any, **kwargs: t.Any) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Send a message made of these arguments: ``await mail.send_message("Hi", [...])``."""
+        return self.send(Message(*args, **kwargs))
+
+    def send_sync(self, message: AnyMessage, timeout: float | None = None) -> Receipt:
+        """Send a message and wait, for views that are not async, shells and commands.
+
+        ``timeout`` is in seconds from now and covers everything. Raises as ``send`` does, and
+        UsageError in a thread that runs an event loop.
+        """
+        if _loop_is_running():
+            raise UsageError("this would block the event loop: write await mail.send(message)")
+        state = self._state()
+        if state.suppress:
+            receipt = _run(state.sender.send(message, timeout=timeout))
+        else:
+            receipt = state.portal().call_sync(state.mailer.send(message, timeout=timeout))
+        state.dispatched(message)
+        return receipt
+
+    def send_later(self, message: AnyMessage) -> Queued:
+        """Leave a message to be sent by the background loop, and return at once.
+
+        The message is composed now: what it says, and what its file objects hold, is settled. It
+        waits in memory; at a clean exit the queue is drained for up to ``MAIL_DRAIN_TIMEOUT``
+        seconds, and what is lost, or cannot be sent, is logged. Raises MessageError, and QueueFull
+        while a thousand messages wait.
+        """
+        state = self._state()
+        if not state.suppress:
+            return Queued(state.queue(message))
+        receipt = _run(state.sender.send(message))
+        state.dispatched(message)
+        return Queued(receipt.message_id)
+
+    def connect(self) -> Connection:
+        """Return a scope for sending one message after another, over one session if possible.
+
+        async with mail.connect() as connection:
+            await connection.send(message)
+        """
+        return Connection(self)
+
+    @contextlib.contextmanager
+    def record_messages(self) -> Iterator[list[AnyMessage]]:
+        """Collect the messages that are dispatched meanwhile, for tests."""
+        outbox: list[AnyMessage] = []
+
+        def record(app: Flask, message: AnyMessage) -> None:
+            outbox.append(message)
+
+        app = self._app()
+        with email_dispatched.connected_to(record, blinker.ANY if app is None else app):
+            yield outbox
+
+    def drain(self, timeout: float) -> int:
+        """Wait up to so many seconds for what ``send_later`` was given; return how much is left."""
+        return self._state().drain(timeout)
+
+    def close(self) -> None:
+        """End this process's sessions. Sending again opens new ones."""
+        self._state().close()
+
+    def __getattr__(self, name: str) -> t.Any:
+        """Look up what the app's state has: ``mail.suppress``, ``mail.default_sender``."""
+        if name.startswith("_") or name in {"app", "state"}:
+            raise AttributeError(name)
+        return getattr(self._state(), name)
+
+    def _send(
+        self, message: AnyMessage, envelope_from: Person | None
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        if has_request_context() and not _loop_is_running():
+            raise UsageError(
+                "this view is not async: write mail.send_sync(message), or make it async def and "
+                "write await mail.send(message)"
+            )
+        state = self._state()
+        suppressed = state.suppress
+        mailer = state.sender
+        if envelope_from is None:
+            sending = mailer.send(message)
+        else:
+            sending = mailer.connect().send(message, envelope_from)
+        return _deliver(state, message, sending, suppressed=suppressed)
+
+    def _app(self) -> Flask | None:
+        """Return the current app if it is one of ours, else the one this was made for."""
+        if has_app_context() and "mail" in current_app.extensions:
+            return t.cast("Flask", current_app._get_current_object())  # type: ignore[attr-defined]
+        return self.app
+
+    def _state(self) -> State:
+        app = self._app()
+        if app is None:
+            raise UsageError(
+                "there is no app here: write with app.app_context(), or make Mail(app)"
+                if not has_app_context()
+                else "this app does not know the extension: call mail.init_app(app)"
+            )
+        state: State = app.extensions["mail"]
+        return state
+
+
+class Connection:
+    """Sends one message after another. It holds a session only while a message is under way."""
+
+    def __init__(self, mail: Mail) -> None:
+        self.mail = mail
+
+    def send(
+        self, message: AnyMessage, envelope_from: Person | None = None
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Send as ``Mail.send`` does. Bounces go to ``envelope_from`` if it is given."""
+        return self.mail._send(message, envelope_from)
+
+    def send_message(self, *args: t.Any, **kwargs: t.Any) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Send a message made of these arguments."""
+        return self.send(Message(*args, **kwargs))
+
+    async def __aenter__(self) -> t.Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Leave the session to the pool, which ends it when it is not wanted any more."""
+
+    def __enter__(self) -> t.NoReturn:
+        raise UsageError("write async with mail.connect() as connection, in an async view")
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Be there for ``with``, so that ``__enter__`` can say what to write."""
+
+
+async def _deliver(
+    state: State,
+    message: AnyMessage,
+    sending: Coroutine[t.Any, t.Any, Receipt],
+    *,
+    suppressed: bool,
+) -> Receipt:
+    receipt = await (sending if suppressed else state.portal().call(sending))
+    state.dispatched(message)
+    return receipt
+
+
+def _run(sending: Coroutine[t.Any, t.Any, Receipt]) -> Receipt:
+    """Run a coroutine that waits for nothing, as one that sends nothing does."""
+    try:
+        sending.send(None)
+    except StopIteration as done:
+        return t.cast("Receipt", done.value)
+    raise UsageError("a suppressed send had to wait")
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _show_debug_log() -> None:
+    """Let the stages of each session be seen, as MAIL_DEBUG asks for."""
+    logger = logging.getLogger("amail")
+    logger.setLevel(logging.DEBUG)
+    handlers = [*logger.handlers, *logging.getLogger().handlers]
+    if all(isinstance(handler, logging.NullHandler) for handler in handlers):
+        logger.addHandler(default_handler)
