@@ -47,6 +47,7 @@ from amail.smtp.settings import SMTPSettings
 from amail.smtp.transport import SMTPTransport
 from amail.sync import SyncMailer
 from amail.transports.memory import MemoryTransport
+from amail.transports.null import NullTransport
 
 __all__ = [
     "Address",
@@ -71,6 +72,7 @@ __all__ = [
     "MessageRejected",
     "MessageTooLarge",
     "NotSent",
+    "NullTransport",
     "PoolTimeout",
     "Portal",
     "ProtocolError",

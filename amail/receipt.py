@@ -18,7 +18,7 @@ if t.TYPE_CHECKING:
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:[ \t]|$)")
 # How common servers say under which id they queued a message. Best effort, for support tickets.
 _QUEUE_ID = re.compile(
-    r"(?:queued(?: mail)? (?:as|for delivery as)|id=|message-id:|(?i:^ok)[: ]+(?:id=)?)"
+    r"(?:queued(?: mail)? (?:as|for delivery as)|id=|message-id:|(?i:^ok)[: ]+(?=\S*[0-9]))"
     r"[ <]*([A-Za-z0-9._@+-]{5,100})"
 )
 
@@ -42,8 +42,7 @@ class Reply:
         match = _ENHANCED.match(lines[-1])
         if match and match[1][0] == str(code)[0]:
             enhanced = match[1]
-            prefix = enhanced + " "
-            lines = [line.removeprefix(prefix).removeprefix(enhanced) for line in lines]
+            lines = [_without(enhanced, line) for line in lines]
         return cls(code, enhanced, "\n".join(lines))
 
     @property
@@ -71,6 +70,11 @@ class Reply:
         """Write the reply on one line: code, enhanced code, text; control characters escaped."""
         text = printable(self.text.replace("\n", " / "))
         return " ".join(filter(None, (str(self.code), self.enhanced, text)))
+
+
+def _without(enhanced: str, line: str) -> str:
+    match = _ENHANCED.match(line)
+    return line[match.end() :].lstrip(" \t") if match and match[1] == enhanced else line
 
 
 _NOTHING_REFUSED: Mapping[str, Reply] = MappingProxyType({})

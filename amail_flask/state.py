@@ -14,7 +14,7 @@ import os
 import typing as t
 from concurrent import futures
 
-from amail import ConfigError, Mailer, Portal, QueueFull, SMTPSettings, SMTPTransport
+from amail import ConfigError, Mailer, NullTransport, Portal, QueueFull, SMTPSettings, SMTPTransport
 from amail_flask.signals import email_dispatched
 
 if t.TYPE_CHECKING:
@@ -49,7 +49,7 @@ class State:
             "default_sender": config["MAIL_DEFAULT_SENDER"],
             "ascii_attachments": config["MAIL_ASCII_ATTACHMENTS"],
         }
-        self._nowhere = Mailer("null://", **options)
+        self._nowhere = Mailer(NullTransport("suppressed"), **options)
         self._pending: set[futures.Future[None]] = set()
         self._closes_in: int | None = None
         try:

@@ -64,7 +64,7 @@ class Server:
 @contextlib.contextmanager
 def running_server() -> Iterator[Server]:
     """Run the server in a process of its own, on a port that the system chooses."""
-    process = subprocess.Popen(  # noqa: S603 - this Python and a module of ours
+    process = subprocess.Popen(
         [sys.executable, "-m", "amail_flask.demo.server"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -12,7 +12,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 if t.TYPE_CHECKING:
     import ssl
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 
     import aiosmtpd.smtp
 
@@ -28,7 +28,10 @@ class StoredMessage(t.NamedTuple):
 
 @dataclass
 class AiosmtpdServer:
-    """A running aiosmtpd. ``sessions`` counts those that were opened."""
+    """A running aiosmtpd. ``sessions`` counts those that were opened.
+
+    ``on_rcpt`` is awaited in the server's own loop at each RCPT, before its reply.
+    """
 
     refused: Collection[str] = ()
     users: Mapping[str, str] = field(default_factory=dict)
@@ -36,6 +39,7 @@ class AiosmtpdServer:
     port: int = 0
     sessions: int = 0
     messages: list[StoredMessage] = field(default_factory=list)
+    on_rcpt: Callable[[str], Awaitable[None]] | None = None
     _numbers: dict[Session, int] = field(default_factory=dict)
 
     @property
@@ -52,6 +56,8 @@ class AiosmtpdServer:
         address: str,
         rcpt_options: list[str],
     ) -> str:
+        if self.on_rcpt is not None:
+            await self.on_rcpt(address)
         if self.users and not session.authenticated:
             return "530 5.7.0 authentication required"
         if address in self.refused:

@@ -1,0 +1,1 @@
+"""Measurements side by side with peers, one command a question. Never part of the tests."""
