@@ -13,6 +13,8 @@ from amail.errors import InvalidAddress, MessageError
 
 _NOT_IN_PATH = re.compile(r"[\x00-\x20\x7f-\xa0<>\u2028\u2029\ud800-\udfff]")
 _OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?")
+# What these say follows from the content and from what the server offers.
+_TRANSPORTS_OWN = frozenset({"SIZE", "BODY", "SMTPUTF8"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Envelope:
     or to none: one refusal and nothing is sent.
 
     Raises InvalidAddress for a path that could be read as more than a path, and MessageError for
-    an envelope without a forward-path or with a malformed parameter.
+    an envelope without a forward-path, or with a parameter that is malformed or the transport's own
+    (SIZE, BODY, SMTPUTF8).
     """
 
     reverse_path: str
@@ -42,9 +45,13 @@ class Envelope:
         if len(set(self.forward_paths)) < len(self.forward_paths):
             raise InvalidAddress("envelope: a forward-path is given twice")
         for path in (self.reverse_path, *self.forward_paths):
+            if not isinstance(path, str):
+                raise InvalidAddress(f"envelope: a path is a str, not {type(path).__name__}")
             if found := _NOT_IN_PATH.search(path):
                 point = f"U+{ord(found[0]):04X} at position {found.start()}"
                 raise InvalidAddress(f"envelope: {point} cannot stand in a path (RFC 5321)")
         for option in (*self.mail_options, *self.rcpt_options):
-            if not _OPTION.fullmatch(option):
+            if not isinstance(option, str) or not _OPTION.fullmatch(option):
                 raise MessageError("envelope: an option is KEYWORD or KEYWORD=value (RFC 5321)")
+            if option.partition("=")[0].upper() in _TRANSPORTS_OWN:
+                raise MessageError(f"envelope: {option.partition('=')[0]} is written by itself")

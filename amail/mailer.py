@@ -7,12 +7,13 @@ import difflib
 import os
 import time
 import typing as t
+from dataclasses import replace
 
 from amail.address import Address
-from amail.errors import ConfigError, MailerClosed, MessageError
+from amail.errors import ConfigError, MailerClosed, MessageError, UsageError
 from amail.limits import Limits
 from amail.mime import compose
-from amail.smtp.settings import SMTPOptions
+from amail.smtp.settings import SMTPOptions, check_seconds
 from amail.transports.base import PoolStats, Transport
 from amail.transports.resolve import Where, resolve
 
@@ -33,7 +34,8 @@ class Mailer:
     """Sends messages to one place, any number at a time.
 
     ``where`` is a URL ("smtp://user:password@host:port", "smtps://host", "memory://"),
-    SMTPSettings, or a Transport; every field of SMTPSettings is also a keyword for a URL.
+    SMTPSettings, or a Transport. Every field of SMTPSettings is also a keyword, beside a URL or in
+    place of it: ``Mailer(host="smtp.example.com", port=587)``.
     ``default_sender`` is the author of messages that name none. ``all_recipients`` sends to every
     recipient or to none. ``timeout``: seconds from the moment a session is free until the content
     is written. ``prepare`` is called with each message on the caller's side and returns it or
@@ -45,7 +47,7 @@ class Mailer:
 
     def __init__(
         self,
-        where: Where,
+        where: Where | None = None,
         *,
         default_sender: Person | None = None,
         all_recipients: bool = False,
@@ -56,6 +58,7 @@ class Mailer:
         **smtp_options: t.Unpack[SMTPOptions],
     ) -> None:
         _check_names(smtp_options)
+        check_seconds("timeout", timeout)
         self.default_sender = default_sender
         self.ascii_attachments = ascii_attachments
         if default_sender is not None:
@@ -99,17 +102,25 @@ class Mailer:
         Raises MessageError at once. The coroutine raises a SendError whose ``outcome`` says what
         became of the message, or UsageError.
         """
-        if timeout is not None and not timeout > 0:
-            raise ConfigError("timeout: must be more than 0 seconds")
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        if all_recipients is None:
+            all_recipients = self._all_recipients
+        if envelope is not None and all_recipients:
+            envelope = replace(envelope, all_recipients=True)
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._prepare is not None:
             message = self._prepare(message)
+            if message is None:
+                raise UsageError(
+                    "prepare: must return the message, the one it was given or another"
+                )
         composed = compose(
             message,
             default_sender=self.default_sender,
             limits=self._limits,
             ascii_attachments=self.ascii_attachments,
-            all_recipients=self._all_recipients if all_recipients is None else all_recipients,
+            all_recipients=all_recipients,
             envelope=envelope,
         )
         return self._deliver(*composed, deadline)

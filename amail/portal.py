@@ -15,6 +15,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import concurrent.futures.thread  # its exit hook has to be registered before ours, to run after it
+import contextlib
 import contextvars
 import logging
 import os
@@ -25,7 +26,7 @@ import weakref
 from amail.errors import ConfigError, DeliveryUnknown, UsageError
 
 if t.TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 _logger = logging.getLogger("amail")
 
@@ -46,17 +47,19 @@ class Portal:
         if isinstance(drain_timeout, bool) or not 0 <= drain_timeout < float("inf"):
             raise ConfigError("drain_timeout: must be a number of seconds from 0")
         self.drain_timeout = drain_timeout
+        self._finalizer: weakref.finalize[t.Any, t.Any] | None = None
         self._start_anew()
         _portals.add(self)
 
     def _start_anew(self) -> None:
         """Be as if just made: the loop of a parent process is not touched."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call while it is held
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._calls: set[concurrent.futures.Future[t.Any]] = set()
         self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._leave_loop()
 
     def __repr__(self) -> str:
         state = "running" if self._loop is not None else "not started"
@@ -73,13 +76,13 @@ class Portal:
         Cancelling the future cancels the coroutine.
         """
         try:
-            loop = self._running_loop()
-            call = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            with self._running_loop() as loop:
+                call = asyncio.run_coroutine_threadsafe(coroutine, loop)
+                self._calls.add(call)
         except BaseException:
             coroutine.close()
             raise
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        call.add_done_callback(self._done)  # which keeps the portal until then
         return call
 
     async def call(self, coroutine: Coroutine[t.Any, t.Any, T]) -> T:
@@ -126,8 +129,7 @@ class Portal:
 
         Belongs to this process: say it again after a fork.
         """
-        self._running_loop()
-        with self._lock:
+        with self._running_loop():
             self._closers.append(closer)
 
     def drain(self, timeout: float | None = None) -> int:
@@ -155,12 +157,12 @@ class Portal:
             loop, thread = self._loop, self._thread
             closers, self._closers = self._closers, []
             self._loop = self._thread = None
+            self._leave_loop()
         if loop is None or thread is None or not thread.is_alive():
             return left
+        left = sum(call.cancel() for call in list(self._calls))
         if left:
             _logger.error("%d call(s) were not done in time and are ended", left)
-        for call in list(self._calls):
-            call.cancel()
         stopping = asyncio.run_coroutine_threadsafe(_close_all(closers), loop)
         try:
             stopping.result(_JOIN_SECONDS + _CLOSER_SECONDS * len(closers))
@@ -174,18 +176,26 @@ class Portal:
         """Be a new portal in a child process. Called by itself."""
         self._start_anew()
 
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        loop, thread = self._loop, self._thread
-        if loop is not None and thread is not None and thread.is_alive():
-            if self._pid == os.getpid():
-                return loop
+    def _done(self, call: concurrent.futures.Future[t.Any]) -> None:
+        self._calls.discard(call)
+
+    @contextlib.contextmanager
+    def _running_loop(self) -> Iterator[asyncio.AbstractEventLoop]:
+        """Have the loop, which is not closed in here."""
+        if self._pid != os.getpid():
             self._start_anew()  # forked by something that runs no hooks
         with self._lock:
             if self._loop is None or self._thread is None or not self._thread.is_alive():
                 self._start_thread()
             if self._loop is None:
                 raise UsageError("the background loop could not be started")
-            return self._loop
+            yield self._loop
+
+    def _leave_loop(self) -> None:
+        """Leave the loop as it is, whatever becomes of this portal."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
 
     def _start_thread(self) -> None:
         started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
@@ -198,6 +208,9 @@ class Portal:
         )
         self._thread.start()
         self._loop = started.result()
+        self._leave_loop()
+        self._finalizer = weakref.finalize(self, _stop, self._loop)
+        self._finalizer.atexit = False
         _register_exit_hook()
 
 
@@ -218,26 +231,47 @@ async def _close_all(closers: list[Callable[[], Awaitable[None]]]) -> None:
             _logger.exception("something could not be closed with the background loop")
 
 
+def _stop(loop: asyncio.AbstractEventLoop) -> None:
+    """End the loop of a portal that was collected, and its thread with it."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(loop.stop)
+
+
 def _run_loop(started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
-    """Run a loop in this thread until it is stopped."""
+    """Run a loop in this thread until it is stopped.
+
+    Not with asyncio.Runner, which would wait for the resolvers at the end, in a thread that it
+    starts: Python 3.12 refuses that once the interpreter shuts down.
+    """
     resolvers = concurrent.futures.ThreadPoolExecutor(_RESOLVERS, "amail-resolver")
+    loop = asyncio.new_event_loop()
     try:
-        with asyncio.Runner() as runner:
-            loop = runner.get_loop()
-            # Started now: once the interpreter shuts down no thread can be, and names have to be
-            # resolved for what is still being drained.
-            barrier = threading.Barrier(_RESOLVERS + 1)
-            for _ in range(_RESOLVERS):
-                resolvers.submit(barrier.wait)
-            barrier.wait()
-            loop.set_default_executor(resolvers)
-            asyncio.set_event_loop(loop)
-            loop.call_soon(started.set_result, loop)
-            loop.run_forever()
+        # Started now for the same reason: names have to be resolved for what is still drained.
+        barrier = threading.Barrier(_RESOLVERS + 1)
+        for _ in range(_RESOLVERS):
+            resolvers.submit(barrier.wait)
+        barrier.wait()
+        loop.set_default_executor(resolvers)
+        asyncio.set_event_loop(loop)
+        loop.call_soon(started.set_result, loop)
+        loop.run_forever()
+        _cancel_all(loop)
+        loop.run_until_complete(loop.shutdown_asyncgens())
     except BaseException as error:
         if not started.done():
             started.set_exception(error)
         raise
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()  # which lets the resolvers go without waiting for them
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
 
 
 _exit_hook_registered = threading.Event()

@@ -25,7 +25,9 @@ class SyncMailer:
     ``portal`` is the background loop to use, one of its own if none is given.
     """
 
-    def __init__(self, where: Where, *, portal: Portal | None = None, **options: t.Any) -> None:
+    def __init__(
+        self, where: Where | None = None, *, portal: Portal | None = None, **options: t.Any
+    ) -> None:
         self._mailer = Mailer(where, **options)
         self._portal = Portal() if portal is None else portal
         self._owns_portal = portal is None

@@ -117,7 +117,7 @@ async def test_postfix_takes_100_messages_over_pipelined_sessions(
         assert mailer.stats().accepted == 100
     assert all(receipt.reply.code == 250 for receipt in receipts)
     stored = await asyncio.to_thread(postfix.wait_for_messages, 100)
-    sent = Counter()
+    sent: Counter[bytes] = Counter()
     for message in messages:
         message.sender = ADA
         sent[message.as_bytes()] += 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import typing as t
 
-import pytest
 from click.testing import CliRunner
 
 from amail.cli.commands import amail
 from amail_flask.demo import command
+
+if t.TYPE_CHECKING:
+    import pytest
 
 
 def run_demo() -> subprocess.CompletedProcess[str]:
@@ -47,7 +50,7 @@ def test_the_demo_fails_if_an_accepted_message_is_not_at_the_server(
 ) -> None:
     report = command.Server.report
 
-    def forgetful(server: command.Server) -> dict[str, object]:
+    def forgetful(server: command.Server) -> dict[str, t.Any]:
         found = report(server)
         del found["messages"][7]
         return found

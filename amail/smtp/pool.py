@@ -1,7 +1,7 @@
 """At most so many sessions, lent to one task at a time. Knows no SMTP.
 
     async with pool.slot() as slot:                  # in order of asking
-        session = slot.take_idle() or slot.hold(await open_one())
+        session = slot.take_idle() or await slot.open(open_one)
         ...                                          # a session found clean goes back by itself
 
 The state is a number of free slots, a queue of those who wait for one, and a stack of idle
@@ -19,7 +19,7 @@ from collections import deque
 from amail.errors import MailerClosed, PoolTimeout
 
 if t.TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
 
 class Pooled(t.Protocol):
@@ -72,9 +72,12 @@ class Pool(t.Generic[S]):
         self._patience: asyncio.TimerHandle | None = None
         self._idle: list[tuple[S, float]] = []
         self._reaper: asyncio.TimerHandle | None = None
+        self._openings: set[asyncio.Timeout] = set()
         self._held: set[S] = set()
-        self._farewells: set[asyncio.Task[None]] = set()
+        self._farewells: dict[asyncio.Task[None], S] = {}
+        self._leaving: list[S] = []  # those of them that hold no slot
         self._closed = False
+        self._ended = False
         self._all_free: asyncio.Future[None] | None = None
 
     @property
@@ -120,6 +123,7 @@ class Pool(t.Generic[S]):
         if self.leased:
             self._all_free = self.loop.create_future()
             await asyncio.wait({self._all_free}, timeout=seconds)
+        self._end_openings()
         for session in list(self._held):
             session.abort()
         while self._idle:
@@ -132,18 +136,20 @@ class Pool(t.Generic[S]):
         """Abort every session and refuse who waits; nothing is awaited."""
         self._closed = True
         self._refuse_waiting()
-        for session in [*self._held, *(session for session, _ in self._idle)]:
+        self._end_openings()
+        for session in self._all_sessions():
             session.abort()
         self._idle.clear()
         self._stop_timers()
 
     def forget(self) -> None:
         """Let go of every session without an octet and without touching the loop."""
-        self._closed = True
-        for session in [*self._held, *(session for session, _ in self._idle)]:
+        self._closed = self._ended = True
+        for session in self._all_sessions():
             session.forget()
         self._held.clear()
         self._idle.clear()
+        self._farewells.clear()
         self._waiting.clear()
 
     # For Slot
@@ -202,14 +208,37 @@ class Pool(t.Generic[S]):
             self._end(session)
         return None
 
-    def make_room(self) -> None:
-        """Abort idle sessions where another one would be one too many."""
-        while self._idle and self.leased + len(self._idle) > self._size:
-            self._idle.pop(0)[0].abort()
-
-    def hold(self, session: S) -> None:
-        """Note that a slot has this session."""
+    async def open_session(self, opener: Callable[[], Awaitable[S]]) -> S:
+        """Open a session for a slot. Raises MailerClosed when the pool ends before it is open."""
+        if self._ended:
+            raise _closed_error()
+        self._make_room()
+        limit = asyncio.timeout(None)
+        try:
+            async with limit:
+                self._openings.add(limit)
+                session = await opener()
+        except TimeoutError:
+            if limit.expired():
+                raise _closed_error() from None
+            raise
+        finally:
+            self._openings.discard(limit)
+        if limit.when() is not None:  # it ended just when the session was open
+            session.abort()
+            raise _closed_error()
         self._held.add(session)
+        return session
+
+    def _make_room(self) -> None:
+        """Abort sessions nobody uses where another one would be one too many."""
+        while self.leased + len(self._idle) + len(self._leaving) > self._size:
+            if self._leaving:
+                self._leaving.pop(0).abort()
+            elif self._idle:
+                self._idle.pop(0)[0].abort()
+            else:
+                return
 
     def take_back(self, session: S) -> None:
         """Keep a clean session for the next one, end any other; the slot comes back with it."""
@@ -251,16 +280,32 @@ class Pool(t.Generic[S]):
             session.abort()
 
     def _say_farewell(self, session: S, *, holds_slot: bool) -> None:
-        task = self.loop.create_task(self._farewell(session, holds_slot=holds_slot))
-        self._farewells.add(task)
-        task.add_done_callback(self._farewells.discard)
-
-    async def _farewell(self, session: S, *, holds_slot: bool) -> None:
-        try:
+        async def farewell() -> None:
             await session.quit()
-        finally:
+
+        def parted(task: asyncio.Task[None]) -> None:
+            self._farewells.pop(task, None)
+            if task.cancelled():  # maybe before it began
+                session.abort()
             if holds_slot:
                 self.give_slot_back()
+            elif session in self._leaving:
+                self._leaving.remove(session)
+
+        if not holds_slot:
+            self._leaving.append(session)
+        task = self.loop.create_task(farewell())
+        self._farewells[task] = session
+        # Not in the task: one that is cancelled before it began runs nothing at all.
+        task.add_done_callback(parted)
+
+    def _all_sessions(self) -> list[S]:
+        return [*self._held, *(session for session, _ in self._idle), *self._farewells.values()]
+
+    def _end_openings(self) -> None:
+        self._ended = True
+        while self._openings:
+            self._openings.pop().reschedule(self.loop.time())
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
@@ -361,15 +406,10 @@ class Slot(t.Generic[S]):
         self.session = self._pool.take_idle()
         return self.session
 
-    def make_room(self) -> None:
-        """Say that another session is about to be opened."""
-        self._pool.make_room()
-
-    def hold(self, session: S) -> S:
-        """Keep a session that was just opened."""
-        self.session = session
-        self._pool.hold(session)
-        return session
+    async def open(self, opener: Callable[[], Awaitable[S]]) -> S:
+        """Open a session and keep it. Raises MailerClosed when the pool ends before it is open."""
+        self.session = await self._pool.open_session(opener)
+        return self.session
 
 
 def _closed_error() -> MailerClosed:

@@ -111,19 +111,21 @@ class SMTPProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand replies to the transaction. What comes unasked makes the session unusable."""
+        malformed = None
         try:
             replies = self._reader.feed(data)
         except MalformedReply as error:
             self._broken = True
-            if self._transaction is not None:
-                self._transaction.malformed(str(error))
-                self._look()
-            return
-        for code, raw in replies:
+            replies, malformed = error.replies, str(error)
+        last = len(replies) - 1
+        for position, (code, raw) in enumerate(replies):
             if self._transaction is None or self._transaction.outcome is not None:
                 self._broken = True
                 return
-            self._receive(self._transaction, code, raw)
+            is_last = position == last and malformed is None and not self._reader.pending
+            self._receive(self._transaction, code, raw, is_last)
+        if malformed is not None:
+            self._malformed(malformed)
 
     def eof_received(self) -> None:
         """End what is under way: no reply can come any more. The transport closes itself."""
@@ -147,16 +149,25 @@ class SMTPProtocol(asyncio.Protocol):
 
     # Transaction
 
-    def _receive(self, transaction: Transaction, code: int, raw: bytes) -> None:
+    def _receive(self, transaction: Transaction, code: int, raw: bytes, is_last: bool) -> None:
         octets = transaction.receive(code, raw)
         if transaction.outcome is not None:
             self._look()
+        elif not is_last and (octets or transaction.stage == "body"):
+            # A reply that came before its command was written is the reply to something else.
+            self._malformed("there are more replies than commands")
         elif transaction.stage == "body":
             self._begin_content(transaction)
         else:
             if octets:
                 self._write(octets)
             self._expect(self._waits.data if transaction.stage == "data" else self._waits.command)
+
+    def _malformed(self, reason: str) -> None:
+        self._broken = True
+        if self._transaction is not None and self._transaction.outcome is None:
+            self._transaction.malformed(reason)
+            self._look()
 
     def _begin_content(self, transaction: Transaction) -> None:
         content = transaction.content

@@ -12,9 +12,18 @@ MAX_LINE = 8 * 1024
 MAX_REPLY = 32 * 1024
 MAX_LINES = 128
 
+_TOO_LONG = f"a reply has more than {MAX_REPLY} octets, or more than {MAX_LINE} in a line"
+
 
 class MalformedReply(ValueError):
-    """What came is no SMTP reply. The text says why, without the octets."""
+    """What came is no SMTP reply. The text says why, without the octets.
+
+    ``replies`` are those that were complete before it.
+    """
+
+    def __init__(self, reason: str, replies: list[tuple[int, bytes]]) -> None:
+        super().__init__(reason)
+        self.replies = replies
 
 
 class ReplyReader:
@@ -37,14 +46,15 @@ class ReplyReader:
         """
         if self._pending:
             data = self._pending + data
-        replies = []
+        replies: list[tuple[int, bytes]] = []
         start = position = lines = 0
         while (end := data.find(b"\n", position)) >= 0:
             code = data[position : position + 3]
-            if end - position > MAX_LINE:
-                raise MalformedReply(f"a reply line is longer than {MAX_LINE} octets")
+            if end - position > MAX_LINE or end - start > MAX_REPLY:
+                raise MalformedReply(_TOO_LONG, replies)
             if not code.isdigit() or not b"200" <= code <= b"599" or end - position < 3:
-                raise MalformedReply("a reply line does not begin with a code from 200 to 599")
+                reason = "a reply line does not begin with a code from 200 to 599"
+                raise MalformedReply(reason, replies)
             lines += 1
             more = data[position + 3 : position + 4] == b"-"
             position = end + 1
@@ -52,10 +62,10 @@ class ReplyReader:
                 replies.append((int(code), data[start:position]))
                 start, lines = position, 0
             elif lines >= MAX_LINES:
-                raise MalformedReply(f"a reply has more than {MAX_LINES} lines")
+                raise MalformedReply(f"a reply has more than {MAX_LINES} lines", replies)
         self._pending = data[start:]
         if len(data) - position > MAX_LINE or len(self._pending) > MAX_REPLY:
-            raise MalformedReply(f"a reply does not end within {MAX_REPLY} octets")
+            raise MalformedReply(_TOO_LONG, replies)
         return replies
 
 
@@ -64,5 +74,6 @@ def decode_reply(code: int, raw: bytes) -> Reply:
 
     The text is UTF-8 (RFC 6531, section 3.7.4); other octets are shown as backslash escapes.
     """
-    lines = raw.decode("utf-8", "backslashreplace").splitlines()
+    # Not splitlines(), to which a form feed ends a line too.
+    lines = raw.decode("utf-8", "backslashreplace").removesuffix("\n").split("\n")
     return Reply.from_lines(code, [line[4:].strip(" \t\r") for line in lines])

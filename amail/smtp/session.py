@@ -52,6 +52,13 @@ _logger = logging.getLogger("amail.smtp")
 _QUIT_SECONDS = 2.0
 _CLOSE_SECONDS = 0.5
 _FQDN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}(?:\.[A-Za-z0-9][A-Za-z0-9-]{0,62})+")
+_PRIVATE = [
+    ipaddress.ip_network(network)
+    for network in (
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("fc00::/7", "fe80::/10"),
+    )
+]
 _NO_EHLO = frozenset({500, 502, 504})
 
 
@@ -370,7 +377,7 @@ class _Opening:
         if address.is_loopback:
             return
         if settings.tls == "none" and _is_private(address):
-            _warn_of_clear_text(settings.relay)
+            _warn_of_clear_text()
             return
         raise ConfigError(
             f"username and password would go to {settings.relay} in the clear. Write either of:\n"
@@ -477,14 +484,16 @@ def _reply(error: aiosmtplib.SMTPResponseException) -> Reply:
     return Reply.from_lines(error.code, text.split("\n"))
 
 
-@functools.lru_cache(maxsize=1)  # once a process
-def _warn_of_clear_text(relay: str) -> None:
-    _logger.warning("username and password go to %s in the clear, as tls none asks for", relay)
+@functools.cache  # once a process
+def _warn_of_clear_text() -> None:
+    _logger.warning(
+        "username and password go over a private network in the clear, as tls none asks"
+    )
 
 
 def _is_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Tell RFC 1918, unique local and link-local addresses."""
-    return (address.is_private and not address.is_unspecified) or address.is_link_local
+    return any(address in network for network in _PRIVATE)
 
 
 def ehlo_name(settings: SMTPSettings, sock: socket.socket) -> str:

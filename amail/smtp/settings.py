@@ -10,22 +10,22 @@ import ipaddress
 import math
 import os
 import re
+import ssl
 import typing as t
 from dataclasses import dataclass, field, fields
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import idna
 
 from amail.errors import ConfigError
 
-if t.TYPE_CHECKING:
-    import ssl
-
 TLSMode: t.TypeAlias = t.Literal["none", "starttls", "implicit"]
 
 _TLS_MODES: t.Final[tuple[TLSMode, ...]] = t.get_args(TLSMode)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
+_PLACE = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::[0-9]*)?")
 _EHLO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[A-Za-z0-9:.]+\]")
 _TRUE, _FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off"})
 
@@ -125,14 +125,16 @@ class SMTPSettings:
         _whole_number("max_messages", self.max_messages, 0, 1_000_000)
         for each in fields(self):
             if each.name.endswith("_timeout") or each.name == "max_age":
-                _seconds(each.name, getattr(self, each.name))
+                check_seconds(each.name, getattr(self, each.name))
 
     def _check_place(self) -> None:
-        object.__setattr__(self, "host", _host(self.host))
+        object.__setattr__(self, "host", _host("host", self.host))
         if self.port is not None:
             _whole_number("port", self.port, 1, 65535)
-        if self.local_hostname is not None and not _EHLO_NAME.fullmatch(self.local_hostname):
-            raise ConfigError("local_hostname: must be a host name or an address literal, in ASCII")
+        if self.local_hostname is not None:
+            _ehlo_name("local_hostname", self.local_hostname)
+        if self.socket_path is not None:
+            _path("socket_path", self.socket_path)
         if self.source_address is not None:
             _ip_address("source_address", self.source_address)
 
@@ -141,10 +143,15 @@ class SMTPSettings:
             raise ConfigError('tls: must be "none", "starttls" or "implicit"')
         if self.client_key is not None and self.client_cert is None:
             raise ConfigError("client_key: needs client_cert, the certificate it belongs to")
-        if self.ssl_context is not None:
-            for name in ("ca_file", "client_cert", "client_key"):
-                if getattr(self, name) is not None:
+        if self.tls_server_name is not None:
+            name = _host("tls_server_name", self.tls_server_name)
+            object.__setattr__(self, "tls_server_name", name)
+        for name in ("ca_file", "client_cert", "client_key"):
+            if getattr(self, name) is not None:
+                _path(name, getattr(self, name))
+                if self.ssl_context is not None:
                     raise ConfigError(f"{name}: load it into ssl_context, which is given too")
+        _ssl_context("ssl_context", self.ssl_context)
 
     @classmethod
     def from_url(cls, url: str, **options: t.Unpack[SMTPOptions]) -> SMTPSettings:
@@ -207,22 +214,24 @@ class SMTPSettings:
                 raise _wrong_type(name, "a str", value)
             if _CONTROL.search(value):
                 raise ConfigError(f"{name}: holds a control character (a trailing newline?)")
+            if _SURROGATE.search(value):
+                raise ConfigError(f"{name}: cannot be written in UTF-8")
         if self.username and self.password is None:
             raise ConfigError("password: is missing, while username is set")
         if self.password is not None and not self.username:
             raise ConfigError("username: is missing, while password is set")
 
 
-def _host(host: object) -> str:
+def _host(name: str, host: object) -> str:
     if not isinstance(host, str):
-        raise _wrong_type("host", "a host name or an IP address", host)
+        raise _wrong_type(name, "a host name or an IP address", host)
     text = host
     if text.startswith("[") and text.endswith("]"):
         text = text[1:-1]
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
-        pass
+        text = host
     if not text.isascii():
         try:
             text = idna.encode(text, uts46=True).decode("ascii")
@@ -230,7 +239,7 @@ def _host(host: object) -> str:
             text = ""
     if len(text) > 253 or not _HOST.fullmatch(text):
         raise ConfigError(
-            "host: must be a host name or an IP address alone; a port goes into port, "
+            f"{name}: must be a host name or an IP address alone; a port goes into port, "
             "a whole URL goes where the mailer is made"
         )
     return text
@@ -243,18 +252,38 @@ def _whole_number(name: str, value: object, least: int, most: int) -> None:
         raise ConfigError(f"{name}: must be from {least} to {most}, not {value}")
 
 
-def _seconds(name: str, value: object) -> None:
+def check_seconds(name: str, value: object) -> None:
+    """Raise ConfigError for anything but a finite number of seconds above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _wrong_type(name, "a number of seconds", value)
     if not math.isfinite(value) or value <= 0:
         raise ConfigError(f"{name}: must be more than 0 seconds, and finite")
 
 
+def _ehlo_name(name: str, value: object) -> None:
+    if not isinstance(value, str) or not _EHLO_NAME.fullmatch(value):
+        raise ConfigError(f"{name}: must be a host name or an address literal, in ASCII")
+
+
 def _ip_address(name: str, value: object) -> None:
     try:
-        ipaddress.ip_address(t.cast("str", value))
+        # A number would be taken for the address that it counts.
+        ipaddress.ip_address(value if isinstance(value, str) else "")
     except ValueError:
         raise ConfigError(f"{name}: must be an IP address of this machine") from None
+
+
+def _path(name: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike):
+        raise _wrong_type(name, "a path", value)
+    path = os.fsdecode(value)
+    if not path or "\0" in path:
+        raise ConfigError(f"{name}: must be a path; it is empty or holds U+0000")
+
+
+def _ssl_context(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        raise _wrong_type(name, "an ssl.SSLContext", value)
 
 
 def _wrong_type(name: str, wanted: str, value: object) -> ConfigError:
@@ -270,17 +299,17 @@ def _from_url(url: str) -> dict[str, t.Any]:
     # urlsplit would drop some of them without a word.
     if _CONTROL.search(url) or " " in url:
         raise ConfigError("url: holds a space or a control character; percent-encode it")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
+    split = _split(url)
+    if split is None:
         raise ConfigError(
             "url: cannot be read; write smtp://user:password@host:port and percent-encode "
             "characters such as / : @ # ? in user and password"
-        ) from None
-    if parts.path not in {"", "/"} or parts.fragment:
+        )
+    parts, port = split
+    if parts.path not in {"", "/"} or parts.fragment or "@" in parts.query:
         raise ConfigError(
-            "url: there is something behind the host; percent-encode / and # in user and password"
+            "url: there is something behind the host; percent-encode / # ? and @ in user and "
+            "password"
         )
     found = _parameters(parts.query)
     if parts.hostname:
@@ -296,6 +325,18 @@ def _from_url(url: str) -> dict[str, t.Any]:
     return found
 
 
+def _split(url: str) -> tuple[SplitResult, int | None] | None:
+    """Return the parts and the port; None instead of an exception, whose text would quote both."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    # Of "[::1]25" it reads what it likes.
+    place = parts.netloc.rpartition("@")[2]
+    return (parts, port) if _PLACE.fullmatch(place) else None
+
+
 def _add_scheme(scheme: str, found: dict[str, t.Any]) -> None:
     if scheme == "smtps":
         if found.setdefault("tls", "implicit") != "implicit":
@@ -305,10 +346,11 @@ def _add_scheme(scheme: str, found: dict[str, t.Any]) -> None:
 
 
 def _unquoted(name: str, text: str) -> str:
-    try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        raise ConfigError(f"url: {name} is not percent-encoded UTF-8") from None
+    # Not "strict", whose exception would hold the octets.
+    unquoted = unquote(text, errors="surrogateescape")
+    if _SURROGATE.search(unquoted):
+        raise ConfigError(f"url: {name} is not percent-encoded UTF-8")
+    return unquoted
 
 
 def _parameters(query: str) -> dict[str, t.Any]:

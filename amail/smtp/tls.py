@@ -21,6 +21,8 @@ def client_context(settings: SMTPSettings) -> ssl.SSLContext:
     for files that cannot be used.
     """
     if settings.ssl_context is not None:
+        if settings.ssl_context.verify_mode == ssl.CERT_NONE:
+            _logger.warning("ssl_context verifies nobody: anybody can pose as %s", settings.relay)
         return settings.ssl_context
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -219,9 +219,7 @@ class Transaction:
         elif self._taken_by_nobody:
             self._reject_envelope()
         else:
-            reply = decode_reply(code, raw)
-            text = f"the server refused the message at DATA: {reply}"
-            self._reject(MessageRejected(text, **self._details(reply)))
+            self._reject_message("the server refused the message at DATA", code, raw)
         return b""
 
     def _on_lone_dot(self) -> None:
@@ -236,17 +234,16 @@ class Transaction:
         elif code < 400:
             self._protocol_error(f"the server answered {code} before the content was sent")
         else:
-            reply = decode_reply(code, raw)
-            text = f"the server rejected the message while it was being sent: {reply}"
-            self._reject(MessageRejected(text, **self._details(reply)))
+            text = "the server rejected the message while it was being sent"
+            self._reject_message(text, code, raw)
 
     def _on_final(self, code: int, raw: bytes) -> None:
         if 300 <= code < 400:
             self.malformed(f"the content was answered with {code}")
             return
         self.left_open = False
-        reply = decode_reply(code, raw)
         if code < 300:
+            reply = decode_reply(code, raw)
             accepted = self._envelope.forward_paths
             if self._refused:
                 accepted = tuple([path for path in accepted if path not in self._refused])
@@ -261,10 +258,7 @@ class Transaction:
             )
             return
         self.in_step = code != 421
-        # 552 alone may mean a full mailbox here; only the enhanced code tells.
-        too_large = reply.enhanced is not None and _is_too_large(reply)
-        kind = MessageTooLarge if too_large else MessageRejected
-        self._reject(kind(f"the server rejected the message: {reply}", **self._details(reply)))
+        self._reject_message("the server rejected the message", code, raw)
 
     # Commands
 
@@ -357,6 +351,13 @@ class Transaction:
             sender = f"<{self._envelope.reverse_path}>"
             text = f"the server refused the sender {sender}: {reply}"
             self._reject(SenderRejected(text, **self._details(reply)))
+
+    def _reject_message(self, text: str, code: int, raw: bytes) -> None:
+        reply = decode_reply(code, raw)
+        # 552 alone may mean a full mailbox here; only the enhanced code tells.
+        too_large = reply.enhanced is not None and _is_too_large(reply)
+        kind = MessageTooLarge if too_large else MessageRejected
+        self._reject(kind(f"{text}: {reply}", **self._details(reply)))
 
     def _busy(self, code: int, raw: bytes) -> None:
         reply = decode_reply(code, raw)

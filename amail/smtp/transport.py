@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import random
 import sys
@@ -19,7 +20,6 @@ from dataclasses import replace
 
 from amail.errors import (
     AuthenticationError,
-    ConfigError,
     ConnectError,
     ConnectionLost,
     MailError,
@@ -34,6 +34,7 @@ from amail.errors import (
 from amail.smtp.pool import Pool
 from amail.smtp.protocol import Deadlines
 from amail.smtp.session import Session, open_session
+from amail.smtp.settings import check_seconds
 from amail.smtp.tls import client_context
 from amail.transports.base import PoolStats
 
@@ -69,8 +70,7 @@ class SMTPTransport:
     def __init__(
         self, settings: SMTPSettings, *, timeout: float = 60.0, timeout_covers_reply: bool = False
     ) -> None:
-        if isinstance(timeout, bool) or not 0 < timeout < float("inf"):
-            raise ConfigError("timeout: must be more than 0 seconds, and finite")
+        check_seconds("timeout", timeout)
         self.settings = settings
         self._timeout = timeout
         self._timeout_covers_reply = timeout_covers_reply
@@ -182,19 +182,16 @@ class SMTPTransport:
             session = None
 
     async def _open(self, slot: Slot[Session], deadlines: Deadlines) -> Session:
-        slot.make_room()
         context = await self._tls_context()
+        opener = functools.partial(open_session, self.settings, context, deadlines.content)
         try:
-            return slot.hold(await open_session(self.settings, context, deadlines.content))
+            return await slot.open(opener)
         except ServerBusy as error:
             # Too many connections, says the server: then one fewer, and this sender is next.
             if error.stage != "greeting" or not await slot.exchange(_BUSY_SECONDS):
                 raise
         _logger.info("%s takes no further session; one fewer for a while", self.settings.relay)
-        session = slot.take_idle()
-        if session is None:
-            session = slot.hold(await open_session(self.settings, context, deadlines.content))
-        return session
+        return slot.take_idle() or await slot.open(opener)
 
     def _deadlines(self, limit: float | None) -> Deadlines:
         """Work out, the slot being held now, until when the content and its reply may take."""
@@ -288,12 +285,10 @@ def _was_stale(error: NotSent) -> bool:
 def _may_help_at_once(error: NotSent) -> bool:
     """Tell by kind and stage whether a fresh session, now, may do what this one did not."""
     match error:
-        case ConnectionLost():
+        case ConnectionLost() | SendTimeout():
             return True
-        case SendTimeout():
-            return error.stage != "body"
         case ProtocolError():
-            return error.stage in {"mail", "rcpt", "data"}
+            return error.stage in {"mail", "rcpt", "data", "body"}
         case ServerBusy():
             return error.stage in {"mail", "rcpt"}
         case AuthenticationError():
@@ -329,11 +324,11 @@ def _abandon(pool: Pool[Session], made_at: str) -> None:
     if not pool.belongs_here or pool.loop.is_closed():
         pool.forget()
         return
+    with contextlib.suppress(RuntimeError):
+        pool.loop.call_soon_threadsafe(pool.drop)
     if pool.open:
         text = f"a mailer made at {made_at} was not closed; write: async with Mailer(...)"
         warnings.warn(text, ResourceWarning, stacklevel=2)
-    with contextlib.suppress(RuntimeError):
-        pool.loop.call_soon_threadsafe(pool.drop)
 
 
 def _caller() -> str:
