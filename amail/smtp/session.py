@@ -239,7 +239,9 @@ class _Opening:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     async def run(self) -> Session:
+        """Go all the way. Raises ConfigError and the kinds of NotSent."""
         settings = self._settings
+        _logger.debug("%s: opening a session", settings.relay)
         self._socket = await dial(settings, self._within(settings.connect_timeout))
         smtp = aiosmtplib.SMTP(
             hostname=settings.tls_server_name or settings.host,
@@ -258,7 +260,7 @@ class _Opening:
             if settings.effective_tls != "none":
                 self._assert_encrypted(smtp)
             if settings.username:
-                self.stage = "auth"
+                self._enter("auth")
                 await self._authenticate(smtp)
             return self._take_over(smtp)
         except MailError as error:
@@ -281,11 +283,15 @@ class _Opening:
 
     # Stages
 
+    def _enter(self, stage: Stage) -> None:
+        self.stage = stage
+        _logger.debug("%s: %s", self._settings.relay, stage)
+
     async def _greeting(self, smtp: aiosmtplib.SMTP) -> None:
-        self.stage = "greeting"
         late = None
-        if self._settings.effective_tls == "implicit":
-            self.stage = "tls"
+        is_implicit = self._settings.effective_tls == "implicit"
+        self._enter("tls" if is_implicit else "greeting")
+        if is_implicit:
             seconds = self._within(self._settings.connect_timeout)
             late = self._loop.call_later(seconds, self._handshake_late, smtp)
         try:
@@ -295,7 +301,7 @@ class _Opening:
             if isinstance(error, aiosmtplib.SMTPResponseException) or isinstance(
                 error.__cause__, aiosmtplib.SMTPException
             ):
-                self.stage = "greeting"
+                self._enter("greeting")
             raise
         finally:
             if late is not None:
@@ -307,7 +313,7 @@ class _Opening:
             self.abort()
 
     async def _ehlo(self, smtp: aiosmtplib.SMTP) -> None:
-        self.stage = "ehlo"
+        self._enter("ehlo")
         timeout = self._settings.command_timeout
         try:
             await smtp.ehlo(timeout=self._within(timeout))
@@ -317,7 +323,7 @@ class _Opening:
             await smtp.helo(timeout=self._within(timeout))
 
     async def _starttls(self, smtp: aiosmtplib.SMTP) -> None:
-        self.stage = "starttls"
+        self._enter("starttls")
         if not smtp.supports_extension("starttls"):
             raise TLSError(
                 f"{self._settings.relay} does not offer STARTTLS, which was asked for; nothing was "
@@ -334,7 +340,7 @@ class _Opening:
             of_the_reply = (aiosmtplib.SMTPResponseException, aiosmtplib.SMTPReadTimeoutError)
             left = isinstance(error, aiosmtplib.SMTPServerDisconnected) and error.__cause__ is None
             if not left and not isinstance(error, of_the_reply):
-                self.stage = "tls"
+                self._enter("tls")
             raise
 
     def _assert_encrypted(self, smtp: aiosmtplib.SMTP) -> None:

@@ -324,9 +324,10 @@ def _abandon(pool: Pool[Session], made_at: str) -> None:
     if not pool.belongs_here or pool.loop.is_closed():
         pool.forget()
         return
+    was_open = pool.open
     with contextlib.suppress(RuntimeError):
         pool.loop.call_soon_threadsafe(pool.drop)
-    if pool.open:
+    if was_open:
         text = f"a mailer made at {made_at} was not closed; write: async with Mailer(...)"
         warnings.warn(text, ResourceWarning, stacklevel=2)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import logging
 import subprocess
 import sys
 import textwrap
@@ -334,6 +336,33 @@ def test_what_waits_is_sent_before_the_process_ends(server: AiosmtpdServer) -> N
     )
     assert (done.returncode, done.stderr) == (7, "")
     assert len(server.messages) == 50
+
+
+# The log
+
+
+def test_mail_debug_shows_the_stages_and_no_credentials(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("amail"), "level", logging.NOTSET)
+    with FaultServer.serve_in_thread(users={"ada": "canary-pa55word"}) as server:
+        app = Flask(__name__)
+        app.config.update(
+            MAIL_SERVER=server.host,
+            MAIL_PORT=server.port,
+            MAIL_USERNAME="ada",
+            MAIL_PASSWORD="canary-pa55word",
+            MAIL_DEFAULT_SENDER="me@example.com",
+            MAIL_DEBUG="on",
+        )
+        mail = Mail(app)
+        mail.send_sync(hello())
+        _close(app, mail)
+    lines = [each.getMessage() for each in caplog.records if each.levelno == logging.DEBUG]
+    stages = [line.rpartition(" ")[2] for line in lines if line.startswith("127.0.0.1:")]
+    assert stages == ["session", "greeting", "ehlo", "auth"]
+    assert "canary" not in caplog.text
+    assert base64.b64encode(b"\0ada\0canary-pa55word").decode() not in caplog.text
 
 
 # Tests of users
