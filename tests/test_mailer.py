@@ -37,6 +37,7 @@ from amail import (
     UsageError,
     Vetoed,
 )
+from amail.smtp import session
 from amail.testing import OK, Bytes, EachMessage, FaultServer
 from amail.transports.base import PoolStats, Transport
 from tests.messages import ADA, tokened
@@ -618,6 +619,7 @@ async def test_credentials_go_in_the_clear_to_a_private_peer_where_tls_none_is_w
     peer: str,
 ) -> None:
     reached_at(monkeypatch, peer)
+    session._warn_of_clear_text.cache_clear()  # it warns once a process
     async with asks_for_credentials() as server:
         musts.watch(server)
         async with Mailer(url_of(server), tls="none", max_messages=1) as mailer:
