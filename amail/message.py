@@ -7,6 +7,7 @@ made, its Date when it is first composed; composing it again unchanged gives the
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import typing as t
 
 from amail.address import Address, People, Person
 from amail.errors import InvalidAddress, InvalidAttachment, InvalidHeader, MessageError
+from amail.limits import Limits
 from amail.mime import compose
 from amail.mime.attachments import (
     check_content_type,
@@ -23,6 +25,11 @@ from amail.mime.attachments import (
     guess_type,
     part_headers,
 )
+from amail.mime.invite import check_invite
+from amail.mime.lists import unsubscribe_fields
+from amail.mime.reader import read_content
+from amail.record import pack, unpack
+from amail.text import as_text, place
 
 if t.TYPE_CHECKING:
     import datetime as dt
@@ -39,6 +46,8 @@ _IMAGE_SIGNATURES = (
     (re.compile(rb"GIF8[79]a"), "image/gif"),
     (re.compile(rb"RIFF.{4}WEBP", re.DOTALL), "image/webp"),
 )
+_INVITE = "calendar; method="  # the key in alts, with the method behind it
+_INVITE_FILE = ("invite.ics", "application/ics")
 
 
 class Attachment:
@@ -81,6 +90,14 @@ class Attachment:
         return f"<Attachment {self.content_type!r} from {type(self.data).__name__}>"
 
 
+class Drawn(t.NamedTuple):
+    """What was drawn for a message: the unique part of its id, the id, its epoch seconds."""
+
+    unique: str
+    message_id: str | None
+    date: float | None
+
+
 class Identity:
     """What makes a message this one: its Message-ID and its Date, given or drawn."""
 
@@ -116,6 +133,15 @@ class Identity:
         if self._drawn_id is None:
             self._drawn_id = f"<{self._unique}@{domain}>"
         return self._drawn_id
+
+    @property
+    def drawn(self) -> Drawn:
+        """What was drawn so far. Setting it makes this identity the one it was drawn for."""
+        return Drawn(self._unique, self._drawn_id, self._drawn_date)
+
+    @drawn.setter
+    def drawn(self, drawn: Drawn) -> None:
+        self._unique, self._drawn_id, self._drawn_date = drawn
 
 
 class Message:
@@ -213,6 +239,8 @@ class Message:
             self.alts.pop("html", None)
         else:
             self.alts["html"] = html
+            for key in filter(_is_invite, tuple(self.alts)):
+                self.alts[key] = self.alts.pop(key)
 
     @property
     def date(self) -> float | dt.datetime | None:
@@ -226,6 +254,9 @@ class Message:
     @property
     def message_id(self) -> str | None:
         """The Message-ID. None only as long as the sender, whose domain it has, is unknown."""
+        for name, value in (self.extra_headers or {}).items():
+            if isinstance(name, str) and name.lower() == "message-id" and value:
+                return str(value).strip(" ")
         if self.identity.message_id is None and self.sender is not None:
             return self.identity.message_id_at(Address.of(self.sender, field="sender").ascii_domain)
         return self.identity.message_id
@@ -295,6 +326,72 @@ class Message:
         self.attach(filename, content_type, content, "inline", {"Content-ID": f"<{content_id}>"})
         return content_id
 
+    def add_invite(self, ics: str | bytes, method: str = "REQUEST") -> None:
+        """Add a calendar object: as the last alternative and once more as the file invite.ics.
+
+        ``ics`` is the whole object (RFC 5545), bytes in UTF-8; ``method`` says what it asks for
+        and must be its METHOD (RFC 6047): "REQUEST" invites, "CANCEL" calls off. An invite that
+        was added before is replaced, and ``html`` may be set later.
+
+        Raises InvalidHeader for a method that is none or not that of ``ics``, MessageError where
+        ``ics`` is no calendar object.
+        """
+        text, method = check_invite(ics, method)
+        self.alts = {key: value for key, value in self.alts.items() if not _is_invite(key)}
+        self.alts[f"{_INVITE}{method}"] = text
+        self.attachments = [
+            attachment
+            for attachment in self.attachments
+            if (attachment.filename, attachment.content_type) != _INVITE_FILE
+        ]
+        self.attach(*_INVITE_FILE, text)
+
+    def add_unsubscribe(self, url: str | None = None, mailto: Person | None = None) -> None:
+        """Say how to leave the list: ``url``, a mail to ``mailto``, or both (RFC 2369).
+
+        With an https url readers leave with one click: their provider posts
+        ``List-Unsubscribe=One-Click`` to it, without cookies, and that alone has to do it
+        (RFC 8058). An http url gives no one-click. ``mailto`` is an address or a mailto: URL. The
+        fields are put into ``extra_headers`` in place of those that were there.
+
+        Raises InvalidHeader for any other url, InvalidAddress for a mailto that is no address.
+        """
+        fields = unsubscribe_fields(url, mailto)
+        self._set_headers({"List-Unsubscribe": None, "List-Unsubscribe-Post": None, **fields})
+
+    def mark_auto_submitted(self) -> None:
+        """Say that no human wrote this, so that no machine answers it (RFC 3834, section 5).
+
+        Sets ``Auto-Submitted: auto-generated``, and for Exchange, which does not look at that,
+        ``X-Auto-Response-Suppress: OOF, AutoReply``: no absence notes and other answers, while
+        bounces still come. The fields are put into ``extra_headers``.
+        """
+        self._set_headers(
+            {
+                "Auto-Submitted": "auto-generated",
+                "X-Auto-Response-Suppress": "OOF, AutoReply",
+            }
+        )
+
+    @staticmethod
+    def make_id(key: str, *, domain: str) -> str:
+        """Return a Message-ID that is always the same for the same ``key`` and ``domain``.
+
+        Given as ``message_id``, it makes what is sent twice by different processes the same
+        message to whoever compares ids. The key is hashed: it does not show, but who guesses it
+        can tell that it was this one.
+
+        Raises InvalidHeader for an empty key, InvalidAddress for a domain that is none
+        (RFC 5322, section 3.6.4).
+        """
+        text = as_text(key, "make_id: key", InvalidHeader)
+        if not text:
+            raise InvalidHeader("make_id: key: is empty; give what the message is about")
+        domain = as_text(domain, "make_id: domain", InvalidAddress)
+        address = Address.of(("", f"id@{domain}"), field="make_id: domain")
+        unique = hashlib.blake2b(_key_octets(text), digest_size=16, person=b"Message-ID")
+        return f"<{unique.hexdigest()}@{address.ascii_domain.lower()}>"
+
     def validate(self) -> None:
         """Check everything that sending would, or raise the MessageError it would raise."""
         compose(self._copy())
@@ -324,6 +421,74 @@ class Message:
     def as_string(self) -> str:
         """Return the content as text (it is ASCII unless an address needs SMTPUTF8)."""
         return self.as_bytes().decode("utf-8", "replace")
+
+    def to_dict(self, *, inline_files: bool = True) -> dict[str, t.Any]:
+        """Return the message as a dict that ``json.dumps`` takes, for a queue or a store.
+
+        It holds everything an author sets, attachments included: a file object is read, an
+        attached message is kept by its octets, and the file at a path is read too or, without
+        ``inline_files``, named by its absolute path. This is the moment the message is finished
+        (RFC 5322, section 3.6.1): a Date that was not given is drawn, as the first sending does.
+
+        Raises MessageError, with the key's name, for what no message can be composed of.
+        """
+        if self.identity.given_date is None:
+            self.identity.draw_date()
+        return pack(self, inline_files=inline_files)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, t.Any], *, allow_paths: bool = False) -> t.Self:
+        """Make the message that ``to_dict`` wrote: it composes to the same octets and envelope.
+
+        The record may come from somebody else: what is not as ``to_dict`` writes it is refused,
+        and nothing is opened. With ``allow_paths`` an attachment may name any file that this
+        process can read, so allow that only for records that nobody else can have written.
+
+        Raises MessageError with the key's name.
+        """
+        unpacked = unpack(record, allow_paths=allow_paths)
+        message = cls(**unpacked.message)
+        message.identity.drawn = Drawn(**unpacked.drawn)
+        for number, fields in enumerate(unpacked.attachments):
+            is_explicit = fields.pop("has_explicit_type")
+            try:
+                attachment = Attachment(**fields)
+            except InvalidAttachment as error:
+                raise InvalidAttachment(f"attachments[{number}]: {error}") from None
+            attachment.has_explicit_type = is_explicit
+            message.attachments.append(attachment)
+        return message
+
+    @classmethod
+    def from_bytes(cls, eml: bytes, *, limits: Limits = Limits()) -> t.Self:  # noqa: B008 - frozen
+        """Read a message as it stands in an .eml file (RFC 5322 and MIME).
+
+        Bcc becomes ``bcc``: who sends the message again sends it to them, and no content names
+        them. Trace fields, such as Received and DKIM-Signature, are left out. Composing the
+        message again says the same in other octets, so signatures do not survive.
+
+        Raises MessageError for what has no place in a Message (signed and encrypted messages,
+        groups of people, a field that stands twice) and for what cannot be read with certainty;
+        MessageTooLarge for more octets than ``limits`` allows.
+        """
+        if not isinstance(eml, bytes | bytearray | memoryview):
+            raise MessageError(f"from_bytes: must be bytes, not {type(eml).__name__}")
+        fields = read_content(bytes(eml), limits)._asdict()
+        files = fields.pop("attachments")
+        try:
+            return cls(**fields, attachments=[Attachment(*file) for file in files])
+        except InvalidAttachment as error:
+            raise InvalidAttachment(f"from_bytes: {error}") from None
+
+    def _set_headers(self, fields: Mapping[str, str | None]) -> None:
+        """Set extra_headers anew, in any letter case once; those of None are taken out."""
+        try:
+            given = dict(self.extra_headers or {})
+        except (TypeError, ValueError):
+            raise InvalidHeader("extra_headers: must be a dict of names and values") from None
+        lower = {name.lower() for name in fields}
+        kept = {name: text for name, text in given.items() if str(name).lower() not in lower}
+        self.extra_headers = kept | {name: text for name, text in fields.items() if text}
 
     def _copy(self) -> t.Self:
         """Copy the message to compose it for trial: what that draws does not stay with this one."""
@@ -357,6 +522,18 @@ def _listed(people: People, field: str) -> list[Person]:
         raise InvalidAddress(
             f"{field}: must be an address or a list of them, not {type(people).__name__}"
         ) from None
+
+
+def _is_invite(key: object) -> bool:
+    return isinstance(key, str) and key.startswith(_INVITE)
+
+
+def _key_octets(key: str) -> bytes:
+    try:
+        return key.encode("utf-8")
+    except UnicodeEncodeError as error:
+        position = error.start
+    raise InvalidHeader(f"make_id: key: {place(key, position)} is half a character (a surrogate)")
 
 
 def _image_type(content: bytes) -> str | None:

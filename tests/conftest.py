@@ -6,12 +6,13 @@ import typing as t
 
 import pytest
 
+from tests.judges import node
 from tests.musts import watching
 from tests.servers.postfix import postfix_server
 from tests.servers.sink import smtp_sink
 
 if t.TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from tests.musts import Musts
@@ -45,3 +46,10 @@ def sink(tmp_path: Path) -> Iterator[SmtpSink]:
     """Postfix's smtp-sink."""
     with smtp_sink(tmp_path) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def node_judges() -> Iterator[Callable[[bytes], node.Answer]]:
+    """Ask mailparser and postal-mime what they read in the octets of a message."""
+    with node.node_judges() as ask:
+        yield ask

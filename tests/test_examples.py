@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import oracle
 from tests.servers.aiosmtpd_server import aiosmtpd_server
 
 if t.TYPE_CHECKING:
@@ -73,6 +74,29 @@ def test_gather_sends_each_of_200_once_over_5_sessions_at_a_time(server: Aiosmtp
     assert "200 accepted" in run("gather", server)
     assert len({message.forward_paths for message in server.messages}) == 200
     assert len(server.messages) == 200
+
+
+def test_international_mail_is_read_back_in_every_script(server: AiosmtpdServer) -> None:
+    assert run("international", server).splitlines() == [
+        f"{language} accepted" for language in ("zh", "ja", "ar", "en")
+    ]
+    assert all(message.content.isascii() for message in server.messages)
+    readings = [oracle.read(message.content) for message in server.messages]
+    subjects = ["新年快乐 🎉", "明けましておめでとう", "سنة سعيدة", "🥳 👩‍👩‍👧 🎊"]
+    assert [reading.subject for reading in readings] == subjects
+    assert {reading.mailboxes["From"][0][0] for reading in readings} == {"Zoë"}
+    assert [reading.mailboxes["To"][0] for reading in readings] == [
+        ("李雷", "li@example.org"),
+        ("山田花子", "hana@example.org"),
+        ("عمر", "omar@example.org"),
+        ("👩‍🚀 Ada", "ada@xn--bcher-kva.example"),
+    ]
+    names = ["贺卡.txt", "年賀状.txt", "بطاقة.txt", "🎉🎊.txt"]
+    assert [reading.attachments[0].filename for reading in readings] == names
+    texts = ["祝你新年快乐\r\n", "今年もよろしく\r\n", "كل عام وأنتم بخير\r\n", "🎆🎇✨\r\n"]
+    assert [reading.text_of("text/plain") for reading in readings] == texts
+    for reading, text in zip(readings, texts, strict=True):
+        assert text in (reading.text_of("text/html") or "")
 
 
 def test_send_html_reads_the_environment_and_sends_text_and_html(
@@ -137,5 +161,5 @@ def test_send_bulk_sends_all_over_one_session(
 def test_every_example_is_run_here() -> None:
     here = Path(__file__).read_text("utf-8")
     names = [path.stem for path in EXAMPLES.glob("*.py")]
-    assert len(names) == 6
+    assert len(names) == 7
     assert [name for name in names if f'"{name}"' not in here] == []

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
 import stat
 import struct
 import typing as t
 import weakref
 
 from amail.errors import InvalidAttachment, MessageError
+from amail.mime.charsets import encoded
 from amail.text import place
 
 if t.TYPE_CHECKING:
@@ -23,11 +25,14 @@ if t.TYPE_CHECKING:
 TransferEncoding = t.Literal["7bit", "8bit", "quoted-printable", "base64"]
 
 _LONGEST_LINE = 998
+_LONGEST_ENCODED = 76
 PLAIN = b"\t\n" + bytes(range(0x20, 0x7F))
 # Octets that make 512 whole lines of base64. Twice as many are slower: an allocator gives blocks
 # of that size back to the system each time.
 _BLOCK = 57 * 512
 _LINES = struct.Struct("76s" * 64)  # cuts many lines at once
+# In front of a line feed binascii takes one octet too many into a line, or two for a blank.
+_TOO_LONG = re.compile(rb"^(?:(.{74,75})(=20|=09)|(.{75})(.=))$", re.MULTILINE)
 _KEEP_ENCODED = 16 * 1024 * 1024
 
 
@@ -56,14 +61,8 @@ def encode_text(text: str, charset: str, field: str) -> EncodedText:
 
 
 def _to_octets(text: str, charset: str, field: str) -> tuple[str, bytes]:
-    if charset != "utf-8":
-        try:
-            raw = text.encode(charset)
-            # A charset with shift states can take text and give back another.
-            if raw.decode(charset) == text:
-                return charset, raw
-        except UnicodeError:
-            pass
+    if charset != "utf-8" and (raw := encoded(text, charset)) is not None:
+        return charset, raw
     position = None
     try:
         return "utf-8", text.encode("utf-8")
@@ -87,7 +86,10 @@ def quoted_printable(raw: bytes, *, text: bool) -> bytes:
     """Encode as quoted-printable. With ``text`` the line feeds in ``raw`` are line ends."""
     encoded = binascii.b2a_qp(raw, istext=text)
     # binascii ends lines as the data does.
-    return encoded.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    encoded = encoded.replace(b"\r\n", b"\n")
+    if max(map(len, encoded.split(b"\n"))) > _LONGEST_ENCODED:
+        encoded = _TOO_LONG.sub(rb"\1\3=\n\2\4", encoded)
+    return encoded.replace(b"\n", b"\r\n")
 
 
 def base64(raw: bytes) -> bytes:

@@ -82,6 +82,15 @@ class Content:
                 for start in range(0, len(piece), _CHUNK):
                     yield piece[start : start + _CHUNK]
 
+    def with_field(self, field: bytes) -> Content:
+        """Return this content with one more header field, complete with CRLF, on top of it."""
+        return Content(
+            [field, *self._pieces],
+            message_id=self.message_id,
+            needs_utf8=self.needs_utf8,
+            needs_8bit=self.needs_8bit,
+        )
+
     def __bytes__(self) -> bytes:
         return b"".join(self.chunks())
 

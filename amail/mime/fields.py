@@ -16,6 +16,7 @@ from functools import lru_cache
 from amail.address import Address
 from amail.errors import InvalidAddress, InvalidHeader, MessageError
 from amail.mime.headers import HeaderWriter, check_name, fold
+from amail.mime.lists import check_list_fields, list_id
 from amail.text import as_text, header_text
 
 if t.TYPE_CHECKING:
@@ -65,7 +66,7 @@ _STRUCTURED = frozenset(
     (
         *("list-unsubscribe", "list-unsubscribe-post", "list-help", "list-subscribe", "list-post"),
         *("list-owner", "list-archive", "auto-submitted", "precedence", "x-priority"),
-        "importance",
+        *("importance", "x-auto-response-suppress"),
     )
 )
 
@@ -136,6 +137,8 @@ class Fields:
                 lines.append(writer.mailboxes(name, [_one_address(text, name)]))
             elif lower in _STRUCTURED:
                 lines.append(writer.structured(name, text))
+            elif lower == "list-id":
+                lines.append(writer.identified(name, *list_id(text, name)))
             else:
                 lines.append(writer.unstructured(name, text))
         return "".join(lines)
@@ -230,6 +233,7 @@ def _extra_headers(message: Message, limits: Limits) -> dict[str, tuple[str, str
         text = header_text(text, where, InvalidHeader, unfold=True, separators=False)
         if text.strip(" "):
             given[lower] = name, text
+    check_list_fields(given)
     return given
 
 

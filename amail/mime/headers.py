@@ -13,6 +13,7 @@ from functools import lru_cache
 from urllib.parse import quote
 
 from amail.errors import InvalidHeader
+from amail.mime.charsets import encoded
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -97,6 +98,10 @@ class HeaderWriter:
         tokens[-1] = tokens[-1][:-1]
         return fold(name, tokens)
 
+    def identified(self, name: str, phrase: str, identifier: str) -> str:
+        """Write an identifier in angle brackets behind a phrase, which may be "" (RFC 2919)."""
+        return fold(name, [*(self._phrase(phrase) if phrase else ()), f"<{identifier}>"])
+
     def with_parameters(self, name: str, value: str, parameters: Iterable[tuple[str, str]]) -> str:
         """Write a value and its parameters (RFC 2045, section 5.1; RFC 2231)."""
         tokens = [value]
@@ -119,7 +124,7 @@ class HeaderWriter:
 
     def _encoded(self, text: str, first: int) -> list[str]:
         charset = self._charset
-        if charset != "utf-8" and not _fits(text, charset):
+        if charset != "utf-8" and encoded(text, charset) is None:
             charset = "utf-8"
         return encoded_words(text, charset, first)
 
@@ -240,14 +245,6 @@ def _quoted(text: str) -> str:
 
 def _octets(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _fits(text: str, charset: str) -> bool:
-    """Tell whether a charset holds the text and gives back the same."""
-    try:
-        return text.encode(charset).decode(charset) == text
-    except UnicodeError:
-        return False
 
 
 class MediaType(t.NamedTuple):

@@ -29,6 +29,7 @@ from amail.mime.bodies import encode_text
 from amail.mime.content import Content
 from amail.mime.fields import Fields, esmtp_options, format_date, people
 from amail.mime.headers import HeaderWriter, media_type
+from amail.mime.invite import check_method
 from amail.text import as_text
 
 if t.TYPE_CHECKING:
@@ -254,6 +255,9 @@ class _Structure:
             header = f'Content-Type: {name}; charset="{charset}"\r\n'
         else:
             media = media_type(name, field, InvalidHeader)
+            method = media.parameter("method")
+            if method is not None and media.full == "text/calendar":
+                check_method(text, method, field)
             parameters = [pair for pair in media.parameters if pair[0] != "charset"]
             header = self._writer.with_parameters(
                 "Content-Type", media.full, [*parameters, ("charset", charset)]

@@ -16,16 +16,20 @@ if t.TYPE_CHECKING:
 _SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
-def require(*programs: str) -> list[str]:
+def require(*programs: str, install: str = "apt-get install postfix sasl2-bin") -> list[str]:
     """Where these programs are. Skips the test without them; in CI that is an error."""
     paths = [shutil.which(program, path=_SYSTEM_PATH) for program in programs]
     missing = [program for program, path in zip(programs, paths, strict=True) if not path]
     if missing:
-        reason = f"{', '.join(missing)} not installed (Debian: apt-get install postfix sasl2-bin)"
-        if os.environ.get("CI"):
-            pytest.fail(f"{reason}; in CI nothing is skipped")
-        pytest.skip(reason)
+        give_up(f"{', '.join(missing)} not installed (Debian: {install})")
     return [path for path in paths if path]
+
+
+def give_up(reason: str) -> t.NoReturn:
+    """Skip the test, or fail it where everything has to be there."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason}; in CI nothing is skipped")
+    pytest.skip(reason)
 
 
 def free_port() -> int:
