@@ -7,12 +7,34 @@ a path or a line.
 from __future__ import annotations
 
 import re
+import typing as t
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from amail.errors import InvalidAddress, MessageError
 
 _NOT_IN_PATH = re.compile(r"[\x00-\x20\x7f-\xa0<>\u2028\u2029\ud800-\udfff]")
+_PLAIN = re.compile(r"[!-;=?-~]*(?: [!-;=?-~]+)+")
 _OPTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*(?:=[!-<>-~]+)?")
+_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})"
+_EVENT = "(?:SUCCESS|FAILURE|DELAY)"
+# The parameters of delivery status notifications: where each stands, its values, what to write.
+_DSN = {
+    "RET": ("mail_options", re.compile("FULL|HDRS", re.IGNORECASE), "FULL or HDRS"),
+    "ENVID": ("mail_options", re.compile(f"{_XTEXT}{{1,100}}"), "up to 100 characters of xtext"),
+    "NOTIFY": (
+        "rcpt_options",
+        re.compile(f"NEVER|{_EVENT}(?:,{_EVENT})*", re.IGNORECASE),
+        "NEVER alone, or a list such as FAILURE,DELAY,SUCCESS",
+    ),
+    "ORCPT": (
+        "rcpt_options",
+        re.compile(f"[A-Za-z0-9-]+;{_XTEXT}{{1,500}}"),
+        "rfc822;address, the address as xtext",
+    ),
+}
+DSN = frozenset(_DSN)
+"""The keywords of the parameters that only a server with DSN knows (RFC 3461, section 4)."""
 # What these say follows from the content and from what the server offers.
 _TRANSPORTS_OWN = frozenset({"SIZE", "BODY", "SMTPUTF8"})
 
@@ -28,7 +50,7 @@ class Envelope:
 
     Raises InvalidAddress for a path that could be read as more than a path, and MessageError for
     an envelope without a forward-path, or with a parameter that is malformed or the transport's own
-    (SIZE, BODY, SMTPUTF8).
+    (SIZE, BODY, SMTPUTF8), or where RET, ENVID, NOTIFY or ORCPT is not as RFC 3461 has it.
     """
 
     reverse_path: str
@@ -38,6 +60,23 @@ class Envelope:
     all_recipients: bool = False
 
     def __post_init__(self) -> None:
+        if self.mail_options or self.rcpt_options or not self._is_plainly_fine():
+            self._check()
+
+    def _is_plainly_fine(self) -> bool:
+        """Tell at a glance what holds of nearly all; the careful look is for the rest."""
+        paths = self.forward_paths
+        if type(paths) is not tuple or len(paths) != len(set(paths)):
+            return False
+        try:
+            joined = " ".join((self.reverse_path, *paths))
+        except TypeError:
+            return False
+        return joined.count(" ") == len(paths) and _PLAIN.fullmatch(joined) is not None
+
+    def _check(self) -> None:
+        for name in ("forward_paths", "mail_options", "rcpt_options"):
+            object.__setattr__(self, name, _tuple(getattr(self, name), name))
         if not self.forward_paths:
             raise MessageError("envelope: there is no forward-path; name a recipient")
         if "" in self.forward_paths:
@@ -50,8 +89,34 @@ class Envelope:
             if found := _NOT_IN_PATH.search(path):
                 point = f"U+{ord(found[0]):04X} at position {found.start()}"
                 raise InvalidAddress(f"envelope: {point} cannot stand in a path (RFC 5321)")
-        for option in (*self.mail_options, *self.rcpt_options):
-            if not isinstance(option, str) or not _OPTION.fullmatch(option):
-                raise MessageError("envelope: an option is KEYWORD or KEYWORD=value (RFC 5321)")
-            if option.partition("=")[0].upper() in _TRANSPORTS_OWN:
-                raise MessageError(f"envelope: {option.partition('=')[0]} is written by itself")
+        if self.mail_options or self.rcpt_options:
+            _check_options(self.mail_options, "mail_options")
+            _check_options(self.rcpt_options, "rcpt_options")
+
+
+def _check_options(options: tuple[str, ...], field: str) -> None:
+    for option in options:
+        _check_option(option, field)
+
+
+def _tuple(value: object, name: str) -> tuple[t.Any, ...]:
+    """Make what was given immutable. One str is a mistake, not a tuple of letters."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise MessageError(f"envelope: {name} must be a tuple, not {type(value).__name__}")
+    return tuple(value)
+
+
+def _check_option(option: object, field: str) -> None:
+    """Check an ESMTP parameter, and what RFC 3461 says of those of DSN."""
+    if not isinstance(option, str) or not _OPTION.fullmatch(option):
+        raise MessageError("envelope: an option is KEYWORD or KEYWORD=value (RFC 5321)")
+    keyword, _, value = option.partition("=")
+    keyword = keyword.upper()
+    if keyword in _TRANSPORTS_OWN:
+        raise MessageError(f"envelope: {keyword} is written by itself")
+    if keyword in _DSN:
+        where, values, right = _DSN[keyword]
+        if field != where:
+            raise MessageError(f"{field}: {keyword} belongs into {where} (RFC 3461)")
+        if not values.fullmatch(value):
+            raise MessageError(f"{field}: {keyword} is {right} (RFC 3461)")

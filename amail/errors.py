@@ -3,7 +3,7 @@
 MailError
 ├── ConfigError(ValueError)       settings that cannot work
 ├── UsageError(RuntimeError)      wrong loop, sync call in a loop, used after it was closed
-├── MessageError(ValueError)      cannot be composed as written; raised before any I/O
+├── MessageError(ValueError)      cannot be composed as written; nearly always before any I/O
 │   ├── InvalidAddress  InvalidHeader  InvalidAttachment
 │   └── MessageTooLarge (also Rejected)   UTF8Required (also NotSent)
 └── SendError                     .outcome .stage .retryable .reply .message_id .recipients .relay
@@ -60,7 +60,11 @@ class UsageError(MailError, RuntimeError):
 
 
 class MessageError(MailError, ValueError):
-    """The message cannot be composed as written. Raised before any I/O."""
+    """The message cannot be sent as it is written; nothing was sent.
+
+    Raised by the call, before any I/O, but for what shows only while sending: a file that changed,
+    or what the server says it cannot take.
+    """
 
 
 class InvalidAddress(MessageError):

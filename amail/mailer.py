@@ -12,6 +12,7 @@ from dataclasses import replace
 from amail.address import Address
 from amail.errors import ConfigError, MailerClosed, MessageError, UsageError
 from amail.limits import Limits
+from amail.message import Message
 from amail.mime import compose
 from amail.smtp.settings import SMTPOptions, check_seconds
 from amail.transports.base import PoolStats, Transport
@@ -23,7 +24,6 @@ if t.TYPE_CHECKING:
 
     from amail.address import Person
     from amail.envelope import Envelope
-    from amail.message import Message
     from amail.mime import Content
     from amail.receipt import Receipt
 
@@ -57,6 +57,8 @@ class Mailer:
         ascii_attachments: bool = False,
         **smtp_options: t.Unpack[SMTPOptions],
     ) -> None:
+        if isinstance(where, Mailer):
+            raise ConfigError("where: is a Mailer itself; give it mailer.transport")
         _check_names(smtp_options)
         check_seconds("timeout", timeout)
         self.default_sender = default_sender
@@ -66,7 +68,13 @@ class Mailer:
         self._all_recipients = all_recipients
         self._limits = limits
         self._prepare = prepare
-        self._transport = resolve(where, timeout=timeout, options=smtp_options)
+        try:
+            self._transport = resolve(where, timeout=timeout, options=smtp_options)
+        except ConfigError as error:
+            # The frames below and the arguments may hold a password: none is left to be shown.
+            refusal = error.with_traceback(None)
+            del where, smtp_options
+            raise refusal from None
         self._closed = False
 
     @classmethod
@@ -78,7 +86,8 @@ class Mailer:
         return cls(url, **options)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} over {self._transport!r}>"
+        # One that was refused has none, and may be shown in a traceback.
+        return f"<{type(self).__name__} over {getattr(self, '_transport', None)!r}>"
 
     @property
     def transport(self) -> Transport:
@@ -111,10 +120,7 @@ class Mailer:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._prepare is not None:
             message = self._prepare(message)
-            if message is None:
-                raise UsageError(
-                    "prepare: must return the message, the one it was given or another"
-                )
+        _check_is_message(message, "send" if self._prepare is None else "what prepare returned")
         composed = compose(
             message,
             default_sender=self.default_sender,
@@ -196,6 +202,11 @@ def _check_names(options: SMTPOptions) -> None:
             close = difflib.get_close_matches(name, _OPTIONS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"{name}: there is no such option{hint}")
+
+
+def _check_is_message(message: object, where: str) -> None:
+    if not isinstance(message, Message):
+        raise UsageError(f"{where}: must be a Message, not {type(message).__name__}")
 
 
 def _check_default_sender(person: Person) -> None:

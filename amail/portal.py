@@ -4,9 +4,9 @@
     receipt = await portal.call(mailer.send(message))      # from any other loop
     receipt = portal.call_sync(mailer.send(message))       # from any thread without one
 
-The loop's thread is started at the first call, in the process that calls: after a fork the child
-starts its own and lets the parent's alone. At exit what was submitted has time to finish, while
-name resolution still works. Invariant: a portal never blocks a thread that runs an event loop.
+The loop is started at the first call, in the process that calls: after a fork the child starts its
+own and lets the parent's alone. At exit what was submitted has time to finish, while names can
+still be resolved. Invariant: a portal never blocks a thread that runs an event loop.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import atexit
 import concurrent.futures
 import concurrent.futures.thread  # its exit hook has to be registered before ours, to run after it
 import contextlib
-import contextvars
 import logging
 import os
 import threading
 import typing as t
 import weakref
 
+from amail.background import BackgroundLoop
 from amail.errors import ConfigError, DeliveryUnknown, UsageError
 
 if t.TYPE_CHECKING:
@@ -32,8 +32,9 @@ _logger = logging.getLogger("amail")
 
 T = t.TypeVar("T")
 
-_RESOLVERS = 2
 _JOIN_SECONDS = 3.0
+_CLOSER_SECONDS = 5.0
+_SETTLE_SECONDS = 1.0
 
 
 class Portal:
@@ -44,7 +45,8 @@ class Portal:
     """
 
     def __init__(self, *, drain_timeout: float = 10.0) -> None:
-        if isinstance(drain_timeout, bool) or not 0 <= drain_timeout < float("inf"):
+        is_number = isinstance(drain_timeout, int | float) and not isinstance(drain_timeout, bool)
+        if not is_number or not 0 <= drain_timeout < float("inf"):
             raise ConfigError("drain_timeout: must be a number of seconds from 0")
         self.drain_timeout = drain_timeout
         self._finalizer: weakref.finalize[t.Any, t.Any] | None = None
@@ -55,25 +57,25 @@ class Portal:
         """Be as if just made: the loop of a parent process is not touched."""
         self._lock = threading.RLock()  # a signal handler may call while it is held
         self._pid = os.getpid()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
+        self._background: BackgroundLoop | None = None
         self._calls: set[concurrent.futures.Future[t.Any]] = set()
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._leave_loop()
 
     def __repr__(self) -> str:
-        state = "running" if self._loop is not None else "not started"
+        state = "running" if self._background is not None else "not started"
         return f"<Portal {state}, {len(self._calls)} call(s) under way>"
 
     @property
     def is_here(self) -> bool:
         """True in code that runs on the portal's own loop."""
-        return threading.current_thread() is self._thread
+        return self._background is not None and self._background.is_here
 
     def submit(self, coroutine: Coroutine[t.Any, t.Any, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine on the portal's loop, with the caller's context variables.
 
-        Cancelling the future cancels the coroutine.
+        Cancelling the future cancels the coroutine. Raises UsageError where no thread can be
+        started any more, because the interpreter is shutting down.
         """
         try:
             with self._running_loop() as loop:
@@ -108,11 +110,7 @@ class Portal:
         Raises UsageError in a thread that runs an event loop, which it would block, and
         TimeoutError after ``timeout`` seconds; then the coroutine is cancelled.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
+        if loop_is_running():
             coroutine.close()
             raise UsageError("this would block the running event loop; await the async form")
         call = self.submit(coroutine)
@@ -125,9 +123,10 @@ class Portal:
             raise
 
     def at_close(self, closer: Callable[[], Awaitable[None]]) -> None:
-        """Have something awaited on the portal's loop before that ends, such as ``mailer.aclose``.
+        """Have something awaited on the portal's loop before that ends, while calls still run.
 
-        Belongs to this process: say it again after a fork.
+        It is what ends the calls that were not done in time, such as ``transport.aclose``. Belongs
+        to this process: say it again after a fork.
         """
         with self._running_loop():
             self._closers.append(closer)
@@ -135,8 +134,10 @@ class Portal:
     def drain(self, timeout: float | None = None) -> int:
         """Wait until everything submitted so far is done; return how much is not after that time.
 
-        ``timeout`` in seconds, None for ``drain_timeout``.
+        ``timeout`` in seconds, None for ``drain_timeout``. Raises UsageError in a thread that runs
+        an event loop.
         """
+        self._check_may_block("drain")
         if self._pid != os.getpid():
             return 0
         seconds = self.drain_timeout if timeout is None else timeout
@@ -146,35 +147,45 @@ class Portal:
     def close(self, timeout: float | None = None) -> int:
         """Drain, end what is left, stop the loop. A later call starts it again.
 
-        Returns how many calls were ended before they were done. Not for the portal's own thread.
+        Returns how many calls were ended before they were done. Raises UsageError in a thread that
+        runs an event loop, the portal's own among them.
         """
-        if self.is_here:
-            raise UsageError("a portal cannot be closed from its own loop")
+        self._check_may_block("close")
         if self._pid != os.getpid():
             return 0
-        left = self.drain(timeout)
+        self.drain(timeout)
+        # Who calls meanwhile waits, and starts the next loop when this one has ended.
         with self._lock:
-            loop, thread = self._loop, self._thread
+            background, self._background = self._background, None
             closers, self._closers = self._closers, []
-            self._loop = self._thread = None
+            calls = list(self._calls)
             self._leave_loop()
-        if loop is None or thread is None or not thread.is_alive():
-            return left
-        left = sum(call.cancel() for call in list(self._calls))
-        if left:
-            _logger.error("%d call(s) were not done in time and are ended", left)
-        stopping = asyncio.run_coroutine_threadsafe(_close_all(closers), loop)
-        try:
-            stopping.result(_JOIN_SECONDS + _CLOSER_SECONDS * len(closers))
-        except (TimeoutError, concurrent.futures.CancelledError):
-            _logger.error("the background loop did not end in time")  # noqa: TRY400 - no traceback helps
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(_JOIN_SECONDS)
+            if background is None or not background.is_alive:
+                return 0
+            left = sum(not call.done() for call in calls)
+            if left:
+                _logger.error("%d call(s) were not done in time and are ended", left)
+            _await_closers(background, closers)
+            # What the closers ended says by itself what became of it.
+            concurrent.futures.wait(calls, timeout=_SETTLE_SECONDS)
+            for call in calls:
+                call.cancel()
+            background.stop()
+            background.join(_JOIN_SECONDS)
         return left
 
     def after_fork(self) -> None:
         """Be a new portal in a child process. Called by itself."""
         self._start_anew()
+
+    def _check_may_block(self, name: str) -> None:
+        if self.is_here:
+            raise UsageError(f"{name}(): a portal does not wait for its own loop")
+        if loop_is_running():
+            raise UsageError(
+                f"{name}() would block the running event loop; write "
+                f"await asyncio.to_thread(portal.{name})"
+            )
 
     def _done(self, call: concurrent.futures.Future[t.Any]) -> None:
         self._calls.discard(call)
@@ -185,11 +196,25 @@ class Portal:
         if self._pid != os.getpid():
             self._start_anew()  # forked by something that runs no hooks
         with self._lock:
-            if self._loop is None or self._thread is None or not self._thread.is_alive():
-                self._start_thread()
-            if self._loop is None:
+            if self._background is None or not self._background.is_alive:
+                self._start()
+            if self._background is None:
                 raise UsageError("the background loop could not be started")
-            yield self._loop
+            yield self._background.loop
+
+    def _start(self) -> None:
+        try:
+            background = BackgroundLoop("amail-loop")
+        except RuntimeError as error:
+            raise UsageError(f"no background loop can be started: {error}") from error
+        if self._background is not None and self._background.is_alive:
+            background.stop()  # a signal handler was faster
+            return
+        self._background = background
+        self._leave_loop()
+        self._finalizer = weakref.finalize(self, background.stop)
+        self._finalizer.atexit = False
+        _register_exit_hook()
 
     def _leave_loop(self) -> None:
         """Leave the loop as it is, whatever becomes of this portal."""
@@ -197,81 +222,43 @@ class Portal:
             self._finalizer.detach()
             self._finalizer = None
 
-    def _start_thread(self) -> None:
-        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
-        # In an empty context: what the first caller's holds shall not live as long as the process.
-        self._thread = threading.Thread(
-            target=contextvars.Context().run,
-            args=(_run_loop, started),
-            name="amail-loop",
-            daemon=True,
-        )
-        self._thread.start()
-        self._loop = started.result()
-        self._leave_loop()
-        self._finalizer = weakref.finalize(self, _stop, self._loop)
-        self._finalizer.atexit = False
-        _register_exit_hook()
 
-
-_CLOSER_SECONDS = 2.5
 _portals: weakref.WeakSet[Portal] = weakref.WeakSet()
+
+
+def loop_is_running() -> bool:
+    """Tell whether this thread runs an event loop, which must not be blocked."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _shut_down() -> DeliveryUnknown:
     return DeliveryUnknown("the background loop was shut down meanwhile; delivery is unknown")
 
 
-async def _close_all(closers: list[Callable[[], Awaitable[None]]]) -> None:
-    for closer in closers:
-        try:
-            async with asyncio.timeout(_CLOSER_SECONDS):
-                await closer()
-        except Exception:
-            _logger.exception("something could not be closed with the background loop")
-
-
-def _stop(loop: asyncio.AbstractEventLoop) -> None:
-    """End the loop of a portal that was collected, and its thread with it."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(loop.stop)
-
-
-def _run_loop(started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
-    """Run a loop in this thread until it is stopped.
-
-    Not with asyncio.Runner, which would wait for the resolvers at the end, in a thread that it
-    starts: Python 3.12 refuses that once the interpreter shuts down.
-    """
-    resolvers = concurrent.futures.ThreadPoolExecutor(_RESOLVERS, "amail-resolver")
-    loop = asyncio.new_event_loop()
+def _await_closers(
+    background: BackgroundLoop, closers: list[Callable[[], Awaitable[None]]]
+) -> None:
+    closing = asyncio.run_coroutine_threadsafe(_close_all(closers), background.loop)
     try:
-        # Started now for the same reason: names have to be resolved for what is still drained.
-        barrier = threading.Barrier(_RESOLVERS + 1)
-        for _ in range(_RESOLVERS):
-            resolvers.submit(barrier.wait)
-        barrier.wait()
-        loop.set_default_executor(resolvers)
-        asyncio.set_event_loop(loop)
-        loop.call_soon(started.set_result, loop)
-        loop.run_forever()
-        _cancel_all(loop)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-    except BaseException as error:
-        if not started.done():
-            started.set_exception(error)
-        raise
-    finally:
-        asyncio.set_event_loop(None)
-        loop.close()  # which lets the resolvers go without waiting for them
+        closing.result(_CLOSER_SECONDS + _JOIN_SECONDS)
+    except (TimeoutError, concurrent.futures.CancelledError):
+        _logger.error("not everything was closed in time")  # noqa: TRY400 - no traceback helps
 
 
-def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    tasks = asyncio.all_tasks(loop)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks))
+async def _close_all(closers: list[Callable[[], Awaitable[None]]]) -> None:
+    await asyncio.gather(*map(_close, closers))
+
+
+async def _close(closer: Callable[[], Awaitable[None]]) -> None:
+    try:
+        async with asyncio.timeout(_CLOSER_SECONDS):
+            await closer()
+    except Exception:
+        _logger.exception("something could not be closed with the background loop")
 
 
 _exit_hook_registered = threading.Event()

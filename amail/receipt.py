@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import typing as t
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from amail.text import printable
 
@@ -77,24 +76,20 @@ def _without(enhanced: str, line: str) -> str:
     return line[match.end() :].lstrip(" \t") if match and match[1] == enhanced else line
 
 
-_NOTHING_REFUSED: Mapping[str, Reply] = MappingProxyType({})
-
-
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """The server took responsibility for a message (RFC 5321, section 4.2.5).
 
     ``accepted`` are the forward-paths it took, ``refused`` maps those it did not take to its
     replies. ``relay`` is the server as "host:port". ``queue_id`` is the id it gave, if its reply
-    says one. ``attempts`` counts tries over the wire, ``transactions`` is more than one where the
-    server had to be given the recipients in several parts.
+    says one. ``attempts`` counts tries over the wire, ``transactions`` the transactions it took.
     """
 
     message_id: str
     envelope: Envelope
     reply: Reply
     accepted: tuple[str, ...]
-    refused: Mapping[str, Reply] = field(default_factory=lambda: _NOTHING_REFUSED)
+    refused: Mapping[str, Reply] = field(default_factory=dict, hash=False)
     relay: str | None = None
     queue_id: str | None = None
     attempts: int = 1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
+import weakref
 
 from amail.errors import UsageError
 from amail.mailer import Mailer
-from amail.portal import Portal
+from amail.portal import Portal, loop_is_running
+from amail.smtp.transport import SMTPTransport
 
 if t.TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from amail.envelope import Envelope
     from amail.message import Message
     from amail.receipt import Receipt
@@ -31,6 +36,7 @@ class SyncMailer:
         self._mailer = Mailer(where, **options)
         self._portal = Portal() if portal is None else portal
         self._owns_portal = portal is None
+        self._ends_with_portal_in: int | None = None
 
     def __repr__(self) -> str:
         return f"<SyncMailer of {self._mailer!r}>"
@@ -47,15 +53,19 @@ class SyncMailer:
 
         Raises UsageError in a thread that runs an event loop.
         """
+        if loop_is_running():
+            raise UsageError(
+                "SyncMailer.send would block the running event loop; use Mailer and await it"
+            )
         sending = self._mailer.send(
             message, envelope=envelope, timeout=timeout, all_recipients=all_recipients
         )
         try:
-            return self._portal.call_sync(sending)
-        except UsageError as error:
-            raise UsageError(
-                "SyncMailer.send would block the running event loop; use Mailer and await it"
-            ) from error
+            self._end_with_portal()
+        except BaseException:
+            sending.close()
+            raise
+        return self._portal.call_sync(sending)
 
     def stats(self) -> PoolStats:
         """Return the mailer's numbers."""
@@ -63,9 +73,20 @@ class SyncMailer:
 
     def close(self) -> None:
         """End every session. Idempotent; may be called from any thread without a loop."""
+        if loop_is_running():
+            raise UsageError(
+                "SyncMailer.close would block the running event loop; write "
+                "await asyncio.to_thread(mailer.close)"
+            )
         self._portal.call_sync(self._mailer.aclose())
         if self._owns_portal:
             self._portal.close()
+        self._ends_with_portal_in = None
+
+    def _end_with_portal(self) -> None:
+        if self._ends_with_portal_in != os.getpid():
+            self._portal.at_close(_closer(self._mailer))
+            self._ends_with_portal_in = os.getpid()
 
     def __enter__(self) -> t.Self:
         self._portal.call_sync(self._mailer.__aenter__())
@@ -73,3 +94,15 @@ class SyncMailer:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _closer(mailer: Mailer) -> Callable[[], Awaitable[None]]:
+    """Return what ends a mailer's sessions with the portal, without keeping the mailer alive."""
+    reference = weakref.ref(mailer.transport)
+
+    async def close() -> None:
+        transport = reference()
+        if isinstance(transport, SMTPTransport):
+            await transport.aclose(drain=0)
+
+    return close

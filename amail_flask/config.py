@@ -47,6 +47,10 @@ def _seconds(value: object) -> float:
     return seconds
 
 
+def _seconds_or_none_at_all(value: object) -> float:
+    return 0.0 if str(value).strip() in {"0", "0.0"} else _seconds(value)
+
+
 def _str(value: object) -> str:
     if isinstance(value, str):
         return value
@@ -97,7 +101,7 @@ KEYS: dict[str, _Key] = {
     "MAIL_ALLOW_INSECURE_AUTH": _Key(_bool),
     "MAIL_LOCAL_HOSTNAME": _Key(_str),
     "MAIL_QUEUE": _Key(_queue, "memory"),
-    "MAIL_DRAIN_TIMEOUT": _Key(_seconds, 10.0),
+    "MAIL_DRAIN_TIMEOUT": _Key(_seconds_or_none_at_all, 10.0),
 }
 
 # Keys whose value goes into a field of SMTPSettings as it is.

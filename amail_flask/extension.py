@@ -73,6 +73,8 @@ class Mail:
         self, config: Mapping[str, t.Any], debug: bool | int = False, testing: bool = False
     ) -> State:
         """Make a state of a mapping with ``MAIL_*`` keys, for no app."""
+        if config.get("MAIL_DEBUG", debug):
+            _show_debug_log()
         return State(MailConfig.read(config), testing=testing, app=None)
 
     def send(self, message: AnyMessage) -> Coroutine[t.Any, t.Any, Receipt]:
@@ -98,9 +100,10 @@ class Mail:
             raise UsageError("this would block the event loop: write await mail.send(message)")
         state = self._state()
         if state.suppress:
-            receipt = _run(state.sender.send(message, timeout=timeout))
+            receipt = _run(state.nowhere.send(message, timeout=timeout))
         else:
-            receipt = state.portal().call_sync(state.mailer.send(message, timeout=timeout))
+            sending = state.mailer.send(message, timeout=timeout)
+            receipt = state.portal_for(sending).call_sync(sending)
         state.dispatched(message)
         return receipt
 
@@ -115,7 +118,7 @@ class Mail:
         state = self._state()
         if not state.suppress:
             return Queued(state.queue(message))
-        receipt = _run(state.sender.send(message))
+        receipt = _run(state.nowhere.send(message))
         state.dispatched(message)
         return Queued(receipt.message_id)
 
@@ -140,18 +143,29 @@ class Mail:
             yield outbox
 
     def drain(self, timeout: float) -> int:
-        """Wait up to so many seconds for what ``send_later`` was given; return how much is left."""
+        """Wait up to so many seconds for what ``send_later`` was given; return how much is left.
+
+        Raises UsageError in a thread that runs an event loop.
+        """
+        _check_may_block("drain")
         return self._state().drain(timeout)
 
     def close(self) -> None:
-        """End this process's sessions. Sending again opens new ones."""
+        """End this process's sessions. Sending again opens new ones.
+
+        Raises UsageError in a thread that runs an event loop.
+        """
+        _check_may_block("close")
         self._state().close()
 
     def __getattr__(self, name: str) -> t.Any:
         """Look up what the app's state has: ``mail.suppress``, ``mail.default_sender``."""
         if name.startswith("_") or name in {"app", "state"}:
             raise AttributeError(name)
-        return getattr(self._state(), name)
+        app = self._app()
+        if app is None:
+            raise AttributeError(f"Mail has no {name!r} outside of an app")
+        return getattr(app.extensions["mail"], name)
 
     def _send(
         self, message: AnyMessage, envelope_from: Person | None
@@ -163,7 +177,7 @@ class Mail:
             )
         state = self._state()
         suppressed = state.suppress
-        mailer = state.sender
+        mailer = state.nowhere if suppressed else state.mailer
         if envelope_from is None:
             sending = mailer.send(message)
         else:
@@ -224,7 +238,7 @@ async def _deliver(
     *,
     suppressed: bool,
 ) -> Receipt:
-    receipt = await (sending if suppressed else state.portal().call(sending))
+    receipt = await (sending if suppressed else state.portal_for(sending).call(sending))
     state.dispatched(message)
     return receipt
 
@@ -244,6 +258,13 @@ def _loop_is_running() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def _check_may_block(name: str) -> None:
+    if _loop_is_running():
+        raise UsageError(
+            f"mail.{name} would block the event loop: write await asyncio.to_thread(mail.{name})"
+        )
 
 
 def _show_debug_log() -> None:

@@ -8,13 +8,23 @@ coroutine over immutable values.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
+import threading
 import typing as t
+import weakref
 from concurrent import futures
 
-from amail import ConfigError, Mailer, NullTransport, Portal, QueueFull, SMTPSettings, SMTPTransport
+from amail import (
+    ConfigError,
+    Mailer,
+    NullTransport,
+    Portal,
+    QueueFull,
+    SendError,
+    SMTPSettings,
+    SMTPTransport,
+)
 from amail_flask.signals import email_dispatched
 
 if t.TYPE_CHECKING:
@@ -32,8 +42,6 @@ _logger = logging.getLogger("amail.flask")
 _QUEUE_LENGTH = 1000
 _BACKGROUND_SECONDS = 660.0
 
-_portal = Portal()  # starts its loop when it is first used
-
 
 class State:
     """What one app has in ``app.extensions["mail"]``.
@@ -49,18 +57,16 @@ class State:
             "default_sender": config["MAIL_DEFAULT_SENDER"],
             "ascii_attachments": config["MAIL_ASCII_ATTACHMENTS"],
         }
-        self._nowhere = Mailer(NullTransport("suppressed"), **options)
-        self._pending: set[futures.Future[None]] = set()
-        self._closes_in: int | None = None
         try:
-            where = config.where
-            if isinstance(where, SMTPSettings):
-                self._mailer: Mailer | ConfigError = Mailer(
-                    SMTPTransport(where, timeout=config["MAIL_TIMEOUT"], timeout_covers_reply=True),
-                    **options,
-                )
-            else:
-                self._mailer = Mailer(where, **options)
+            self._nowhere = Mailer(NullTransport("suppressed"), **options)
+        except ConfigError as error:
+            text = str(error).replace("default_sender", "MAIL_DEFAULT_SENDER", 1)
+            raise ConfigError(text) from error
+        self._pending: set[futures.Future[None]] = set()
+        self._pending_in = os.getpid()
+        self._mailer: Mailer | ConfigError
+        try:
+            self._mailer = _mailer(config, options)
         except ConfigError as error:
             if not self.suppress:
                 raise
@@ -86,9 +92,9 @@ class State:
         return self._mailer
 
     @property
-    def sender(self) -> Mailer:
-        """The mailer to send with now."""
-        return self._nowhere if self.suppress else self.mailer
+    def nowhere(self) -> Mailer:
+        """The mailer that checks and composes, and sends nothing."""
+        return self._nowhere
 
     @property
     def default_sender(self) -> Person | None:
@@ -110,14 +116,17 @@ class State:
         for mailer in self._mailers():
             mailer.ascii_attachments = ascii_only
 
-    def portal(self) -> Portal:
-        """Return the background loop; it will close this app's mailer before it ends."""
-        if self._closes_in != os.getpid():
-            self._closes_in = os.getpid()
-            self._pending = set()
-            _portal.drain_timeout = max(_portal.drain_timeout, self.config["MAIL_DRAIN_TIMEOUT"])
-            _portal.at_close(self._close)
-        return _portal
+    def portal_for(self, sending: Coroutine[t.Any, t.Any, t.Any]) -> Portal:
+        """Return the background loop; it will end this app's sessions before it ends itself.
+
+        Where there can be none any more, ``sending`` is closed and UsageError raised.
+        """
+        try:
+            _process.add(self)
+        except BaseException:
+            sending.close()
+            raise
+        return _process.portal
 
     def dispatched(self, message: AnyMessage) -> None:
         """Tell who listens. What a listener raises changes nothing about what was sent."""
@@ -128,56 +137,140 @@ class State:
 
     def queue(self, message: AnyMessage) -> str:
         """Have a message sent by the background loop; return its Message-ID."""
-        if len(self._pending) >= _QUEUE_LENGTH:
+        pending = self._pending_here()
+        if len(pending) >= _QUEUE_LENGTH:
             raise QueueFull(
                 f"{_QUEUE_LENGTH} messages wait to be sent in the background; try again later, or "
                 "await mail.send(message), which waits its turn",
                 stage="pool",
                 retryable=True,
             )
-        portal = self.portal()
         sending = self.mailer.send(message, timeout=_BACKGROUND_SECONDS)
         message_id = str(message.message_id)
+        portal = self.portal_for(sending)
         background = portal.submit(self._send_in_background(message, message_id, sending))
-        self._pending.add(background)
-        background.add_done_callback(self._pending.discard)
+        pending.add(background)
+        background.add_done_callback(pending.discard)
         return message_id
 
     def drain(self, timeout: float) -> int:
         """Wait for what was queued; return how much is left."""
-        return len(futures.wait(list(self._pending), timeout=timeout).not_done)
+        return len(futures.wait(list(self._pending_here()), timeout=timeout).not_done)
 
     def close(self) -> None:
         """End the sessions of this process. Sending again opens new ones."""
-        if self._closes_in == os.getpid():
-            _portal.call_sync(self.mailer.transport.aclose())
+        if isinstance(self._mailer, Mailer) and _process.has(self):
+            _process.portal.call_sync(self._mailer.transport.aclose())
+
+    async def close_at_exit(self) -> None:
+        """End the sessions at once; what is under way there says what became of it."""
+        transport = self.mailer.transport
+        if isinstance(transport, SMTPTransport):
+            await transport.aclose(drain=0)
+
+    def _pending_here(self) -> set[futures.Future[None]]:
+        if self._pending_in != os.getpid():
+            self._pending_in, self._pending = os.getpid(), set()  # the parent's are the parent's
+        return self._pending
 
     async def _send_in_background(
         self, message: AnyMessage, message_id: str, sending: Coroutine[t.Any, t.Any, Receipt]
     ) -> None:
         try:
             await sending
-        except asyncio.CancelledError:
-            _logger.warning("%s: was not sent before the end; it may be lost", message_id)
+        except asyncio.CancelledError as error:
+            known = "; ".join(getattr(error, "__notes__", ())) or "it is not known to be sent"
+            _logger.error("%s: ended before it was done: %s", message_id, known)  # noqa: TRY400
             raise
+        except SendError as error:
+            # Its text names recipients, a log does not.
+            reply = "no reply" if error.reply is None else str(error.reply.code)
+            text = "%s: could not be sent in the background: %s, %s at the stage %s, %s"
+            kind, outcome = type(error).__name__, error.outcome.replace("_", " ")
+            _logger.error(text, message_id, outcome, kind, error.stage, reply)  # noqa: TRY400
         except Exception:
             _logger.exception("%s: could not be sent in the background", message_id)
-            return
-        if email_dispatched.receivers:
-            # Not here: a receiver that takes its time would hold up every session.
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, functools.partial(self._dispatched_later, message))
+        else:
+            if email_dispatched.receivers:
+                await _elsewhere(lambda: self._dispatched_later(message))
 
     def _dispatched_later(self, message: AnyMessage) -> None:
-        if self._app is not None:
-            with self._app.app_context():
-                self.dispatched(message)
+        if self._app is None:
+            self.dispatched(message)
+            return
+        with self._app.app_context():
+            self.dispatched(message)
 
     def _mailers(self) -> Iterator[Mailer]:
         yield self._nowhere
         if isinstance(self._mailer, Mailer):
             yield self._mailer
 
+
+def _mailer(config: MailConfig, options: dict[str, t.Any]) -> Mailer:
+    where = config.where
+    if isinstance(where, SMTPSettings):
+        transport = SMTPTransport(where, timeout=config["MAIL_TIMEOUT"], timeout_covers_reply=True)
+        return Mailer(transport, **options)
+    return Mailer(where, **options)
+
+
+async def _elsewhere(work: t.Callable[[], None]) -> None:
+    """Run what may take its time in a thread of its own: here it would hold up every session.
+
+    Not in the loop's executor either, whose few threads resolve names.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            loop.call_soon_threadsafe(done.set_result, None)
+
+    try:
+        threading.Thread(target=run, name="amail-receiver", daemon=True).start()
+    except RuntimeError:  # the process is ending; nobody is held up any more
+        work()
+        return
+    await done
+
+
+class _Process:
+    """What this process has once: the background loop, and the apps that have sent through it."""
+
+    def __init__(self) -> None:
+        self.portal = Portal(drain_timeout=0)  # starts its loop when it is first used
+        self._lock = threading.Lock()
+        self._states: weakref.WeakSet[State] = weakref.WeakSet()
+        self._closes_in: int | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._start_anew)
+
+    def add(self, state: State) -> None:
+        """Know an app. Its sessions are ended and its queue is drained with the process."""
+        with self._lock:
+            if state not in self._states:
+                self._states.add(state)
+                drain_timeout = state.config["MAIL_DRAIN_TIMEOUT"]
+                self.portal.drain_timeout = max(self.portal.drain_timeout, drain_timeout)
+            if self._closes_in != os.getpid():
+                self._closes_in = os.getpid()
+                self.portal.at_close(self._close)
+
+    def has(self, state: State) -> bool:
+        """Tell whether an app has sent anything from this process."""
+        return self._closes_in == os.getpid() and state in self._states
+
     async def _close(self) -> None:
         self._closes_in = None
-        await self.mailer.transport.aclose()
+        await asyncio.gather(*(state.close_at_exit() for state in list(self._states)))
+
+    def _start_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._states = weakref.WeakSet()
+        self._closes_in = None
+
+
+_process = _Process()

@@ -2,20 +2,24 @@
 
 import asyncio
 
-from amail import Mailer, Message, SendError
+from amail import Mailer, Message, MessageError, SendError
 
 
 async def main() -> None:
     readers = [f"reader{number}@example.org" for number in range(200)]
     async with Mailer.from_env("MAIL_URL", default_sender="ada@example.com") as mailer:
-        results = await asyncio.gather(
-            *(mailer.send(Message("News", recipients=[reader], body="...")) for reader in readers),
-            return_exceptions=True,
-        )
-    for reader, result in zip(readers, results, strict=True):
-        if isinstance(result, SendError):
-            print(reader, result.outcome, result)
-    print(sum(not isinstance(result, BaseException) for result in results), "accepted")
+
+        async def send(reader: str) -> bool:
+            # A function of its own, so that one bad address does not keep the others from going.
+            try:
+                await mailer.send(Message("News", recipients=[reader], body="..."))
+            except (MessageError, SendError) as error:
+                print(reader, getattr(error, "outcome", "not sent"), error)
+                return False
+            return True
+
+        results = await asyncio.gather(*map(send, readers))
+    print(sum(results), "accepted")
 
 
 if __name__ == "__main__":

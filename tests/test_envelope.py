@@ -21,7 +21,8 @@ CONTENT = Content([b"x"], message_id="<1@example.com>")
 
 
 def lines_of(envelope: Envelope) -> list[bytes]:
-    return [commands.mail(envelope, CONTENT, Extensions()), *commands.rcpts(envelope)]
+    offered = Extensions(dsn=True)
+    return [commands.mail(envelope, CONTENT, offered), *commands.rcpts(envelope, offered)]
 
 
 def test_an_envelope_is_a_value() -> None:
@@ -80,12 +81,15 @@ def test_a_path_that_could_be_read_as_more_is_refused_wherever_it_stands(odd: st
         assert "example.org" not in str(caught.value)
 
 
-@pytest.mark.parametrize("option", ["RET=HDRS", "NOTIFY=SUCCESS,DELAY", "X-A", "ENVID=a+2Bb", "8B"])
-def test_b115_an_option_is_a_keyword_or_a_keyword_with_its_value(option: str) -> None:
-    envelope = Envelope(ADA, (BOB,), (option, "A=1"), (option,))
+@pytest.mark.parametrize(
+    ("option", "another"),
+    [("RET=HDRS", "NOTIFY=SUCCESS,DELAY"), ("X-A", "8B"), ("ENVID=a+2Bb", "ORCPT=rfc822;a+2Bb@c")],
+)
+def test_b115_an_option_is_a_keyword_or_a_keyword_with_its_value(option: str, another: str) -> None:
+    envelope = Envelope(ADA, (BOB,), (option, "A=1"), (another,))
     assert lines_of(envelope) == [
         f"MAIL FROM:<ada@example.com> {option} A=1\r\n".encode(),
-        f"RCPT TO:<bob@example.org> {option}\r\n".encode(),
+        f"RCPT TO:<bob@example.org> {another}\r\n".encode(),
     ]
 
 
@@ -132,3 +136,22 @@ def test_any_options_are_refused_or_stay_on_the_line_as_they_are(options: t.Any)
         assert line[:-2].isascii()
         assert line[:-2].decode().isprintable()
         assert line[:-2].decode().split(" ")[2:] == options
+
+
+@EXAMPLES
+@given(
+    st.text("a@.\x7f <>\né", max_size=4),
+    st.lists(st.text("a@.\x7f <>\né", max_size=4), max_size=3).map(tuple),
+)
+def test_the_glance_and_the_careful_look_take_the_same_envelopes(
+    reverse_path: str, forward_paths: tuple[str, ...]
+) -> None:
+    def is_taken(*rcpt_options: str) -> bool:
+        try:
+            Envelope(reverse_path, forward_paths, rcpt_options=rcpt_options)
+        except MailError:
+            return False
+        return True
+
+    # An option makes it look carefully.
+    assert is_taken() == is_taken("NOTIFY=NEVER")

@@ -510,11 +510,11 @@ async def test_f1_a_host_name_that_does_not_exist_is_a_connect_error(
 ) -> None:
     asked = []
 
-    async def unknown(host: str, *_: object, **__: object) -> t.NoReturn:
+    def unknown(host: str, *_: object, **__: object) -> t.NoReturn:
         asked.append(host)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
     async with Mailer("smtp://mx.example.invalid") as mailer:
         error = await musts.outcome_of(mailer.send(hello()))
     assert isinstance(error, ConnectError)

@@ -725,3 +725,74 @@ def test_c33_a_sync_mailer_in_a_forked_child_sends_over_a_session_of_its_own() -
         mailer.send(letter("Parent again"))
         assert mailer.stats().reconnects == 0
     assert [message.session for message in server.messages] == [1, 2, 1]
+
+
+async def test_c31_a_task_that_wants_to_end_the_process_ends_nothing_but_itself(
+    portal: Portal, caplog: pytest.LogCaptureFixture
+) -> None:
+    waiting, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    async def wait() -> str:
+        loop.call_soon_threadsafe(waiting.set)
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        return "done"
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    other = asyncio.ensure_future(portal.call(wait()))
+    await waiting.wait()
+    with pytest.raises(SystemExit):
+        await asyncio.to_thread(portal.submit(leave()).result, 5)
+    go_on.set()
+    assert await other == "done"
+    assert "tried to end it" in caplog.text
+
+
+def test_threads_that_cannot_be_started_leave_none_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(threading.enumerate())
+    start = threading.Thread.start
+
+    def only_two(thread: threading.Thread) -> None:
+        if len(set(threading.enumerate()) - before) >= 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", only_two)
+    with pytest.raises(UsageError, match="can't start new thread"):
+        Portal().call_sync(returns(1))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_calls_made_while_a_portal_closes_go_to_its_next_loop(portal: Portal) -> None:
+    closing, go_on = threading.Event(), threading.Event()
+
+    async def closer() -> None:
+        closing.set()
+        await asyncio.get_running_loop().run_in_executor(None, go_on.wait)
+
+    portal.call_sync(returns(1))
+    portal.at_close(closer)
+    first = threading.Thread(target=portal.close)
+    first.start()
+    closing.wait(5)
+    results: list[object] = []
+    second = threading.Thread(target=lambda: results.append(portal.call_sync(returns(2))))
+    second.start()
+    go_on.set()
+    first.join(10)
+    second.join(10)
+    assert results == [2]
+
+
+async def test_neither_drain_nor_close_blocks_a_running_loop(portal: Portal) -> None:
+    await portal.call(returns(1))
+    with pytest.raises(UsageError, match=r"asyncio\.to_thread\(portal\.drain\)"):
+        portal.drain()
+    with pytest.raises(UsageError, match=r"asyncio\.to_thread\(portal\.close\)"):
+        portal.close()
+    assert await portal.call(returns(2)) == 2

@@ -6,9 +6,12 @@ Addresses are tried a quarter of a second apart (Happy Eyeballs, RFC 8305).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import ipaddress
 import os
 import socket
+import threading
 import typing as t
 
 import aiohappyeyeballs
@@ -16,8 +19,12 @@ import aiohappyeyeballs
 from amail.errors import ConfigError, ConnectError, SendTimeout
 
 if t.TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amail.errors import Stage
     from amail.smtp.settings import SMTPSettings
+
+AddrInfo: t.TypeAlias = tuple[int, int, int, str, t.Any]
 
 _STAGGER = 0.25
 _PERMANENT = frozenset(
@@ -39,10 +46,7 @@ async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
             if settings.socket_path is not None:
                 stage = "connect"
                 return await _dial_unix(os.fspath(settings.socket_path))
-            loop = asyncio.get_running_loop()
-            addresses = await loop.getaddrinfo(
-                settings.host, settings.effective_port, type=socket.SOCK_STREAM
-            )
+            addresses = await _resolve(settings.host, settings.effective_port)
             stage = "connect"
             connected = await aiohappyeyeballs.start_connection(
                 addresses,
@@ -60,12 +64,60 @@ async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
         hint = "; check the host name" if permanent else ""
         text = f"{relay}: the name cannot be resolved: {error.strerror}{hint}"
         raise ConnectError(text, stage="dns", retryable=not permanent, relay=relay) from error
+    except (UnicodeError, RuntimeError) as error:
+        text = f"{relay}: no connection can be made: {type(error).__name__}"
+        raise ConnectError(text, stage=stage, relay=relay) from error
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL and settings.source_address is not None:
             text = "source_address: this machine does not have that address"
             raise ConfigError(text) from error
         text = f"{relay}: {_reason(error)}"
         raise ConnectError(text, stage="connect", retryable=True, relay=relay) from error
+
+
+async def _resolve(host: str, port: int) -> Sequence[AddrInfo]:
+    """Look a name up without the loop's executor.
+
+    A resolver that never answers would hold the exit of the process, which waits for the threads of
+    executors. Where no thread can be started any more, the executor's may be running already.
+    """
+    with contextlib.suppress(ValueError):
+        return [_numeric(ipaddress.ip_address(host), port)]
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Sequence[AddrInfo]] = loop.create_future()
+
+    def settle(addresses: Sequence[AddrInfo], error: Exception | None) -> None:
+        if found.done():
+            return
+        if error is None:
+            found.set_result(addresses)
+        else:
+            found.set_exception(error)
+
+    def look_up() -> None:
+        addresses: Sequence[AddrInfo] = []
+        failure = None
+        try:
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except Exception as error:  # noqa: BLE001 - raised where it is awaited
+            failure = error
+        with contextlib.suppress(RuntimeError):  # nobody waits any more
+            loop.call_soon_threadsafe(settle, addresses, failure)
+
+    try:
+        threading.Thread(target=look_up, name="amail-resolver", daemon=True).start()
+    except RuntimeError:
+        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return await found
+
+
+def _numeric(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> AddrInfo:
+    where: t.Any = (str(address), port)
+    if address.version == 4:
+        return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", where
+    scope = int(address.scope_id or 0)  # ValueError for a name, which the resolver knows
+    numbered = (str(address).partition("%")[0], port, 0, scope)
+    return socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", numbered
 
 
 def _reason(error: OSError) -> str:

@@ -22,6 +22,7 @@ class Extensions:
     eightbitmime: bool = False
     size_offered: bool = False
     size: int | None = None
+    dsn: bool = False
 
     @classmethod
     def from_ehlo(cls, keywords: Mapping[str, str]) -> Extensions:
@@ -34,4 +35,5 @@ class Extensions:
             eightbitmime="8bitmime" in keywords,
             size_offered="size" in keywords,
             size=limit or None,  # "SIZE 0" and a bare "SIZE" mean: no fixed limit
+            dsn="dsn" in keywords,
         )

@@ -12,6 +12,7 @@ cancelling a task anywhere gives it back.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import typing as t
 from collections import deque
@@ -69,9 +70,13 @@ class Pool(t.Generic[S]):
         self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
         self._waiters = 0
         self._given_back_at = self.loop.time()
+        # What outlives its caller runs in a context of its own, or it would keep alive whatever the
+        # first caller's holds: a web request, say.
+        self._context = contextvars.Context()
         self._patience: asyncio.TimerHandle | None = None
         self._idle: list[tuple[S, float]] = []
         self._reaper: asyncio.TimerHandle | None = None
+        self._allowing: set[asyncio.TimerHandle] = set()
         self._openings: set[asyncio.Timeout] = set()
         self._held: set[S] = set()
         self._farewells: dict[asyncio.Task[None], S] = {}
@@ -261,17 +266,21 @@ class Pool(t.Generic[S]):
 
     def withhold_slot(self, seconds: float) -> bool:
         """Take a slot out of use for a while; False where no other session is open."""
-        if self._withheld + 1 >= self._size or not (self._idle or self._held):
+        others = self._idle or self._held or self._openings
+        if self._withheld + 1 >= self._size or not others:
             return False
         self._withheld += 1
-        self.loop.call_later(seconds, self._allow_slot)
+
+        def allow() -> None:
+            self._allowing.discard(timer)
+            self._withheld -= 1
+            self.give_slot_back()
+
+        timer = self.loop.call_later(seconds, allow, context=self._context)
+        self._allowing.add(timer)
         return True
 
     # Inside
-
-    def _allow_slot(self) -> None:
-        self._withheld -= 1
-        self.give_slot_back()
 
     def _end(self, session: S) -> None:
         if session.usable:
@@ -294,7 +303,7 @@ class Pool(t.Generic[S]):
 
         if not holds_slot:
             self._leaving.append(session)
-        task = self.loop.create_task(farewell())
+        task = self.loop.create_task(farewell(), context=self._context.copy())
         self._farewells[task] = session
         # Not in the task: one that is cancelled before it began runs nothing at all.
         task.add_done_callback(parted)
@@ -314,14 +323,17 @@ class Pool(t.Generic[S]):
                 waiter.set_exception(_closed_error())
 
     def _stop_timers(self) -> None:
-        for timer in (self._patience, self._reaper):
+        for timer in (self._patience, self._reaper, *self._allowing):
             if timer is not None:
                 timer.cancel()
         self._patience = self._reaper = None
+        self._allowing.clear()
 
     def _be_patient(self) -> None:
         if self._patience is None:
-            self._patience = self.loop.call_later(self._pool_timeout, self._lose_patience)
+            self._patience = self.loop.call_later(
+                self._pool_timeout, self._lose_patience, context=self._context
+            )
 
     def _lose_patience(self) -> None:
         """Refuse those who waited for ``pool_timeout`` in which no slot was given back."""
@@ -332,14 +344,18 @@ class Pool(t.Generic[S]):
             if not waiter.done():
                 due = max(since, self._given_back_at) + self._pool_timeout
                 if due > now:
-                    self._patience = self.loop.call_at(due, self._lose_patience)
+                    self._patience = self.loop.call_at(
+                        due, self._lose_patience, context=self._context
+                    )
                     return
                 waiter.set_exception(_stuck_error(self._pool_timeout))
             self._waiting.popleft()
 
     def _watch_idle(self) -> None:
         if self._reaper is None:
-            self._reaper = self.loop.call_later(self._idle_timeout, self._reap)
+            self._reaper = self.loop.call_later(
+                self._idle_timeout, self._reap, context=self._context
+            )
 
     def _reap(self) -> None:
         """End the sessions that were not used for ``idle_timeout``. The oldest lie lowest."""
@@ -348,7 +364,9 @@ class Pool(t.Generic[S]):
         while self._idle:
             session, since = self._idle[0]
             if session.usable and since + self._idle_timeout > now:
-                self._reaper = self.loop.call_at(since + self._idle_timeout, self._reap)
+                self._reaper = self.loop.call_at(
+                    since + self._idle_timeout, self._reap, context=self._context
+                )
                 return
             del self._idle[0]
             self._end(session)

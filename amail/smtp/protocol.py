@@ -8,6 +8,7 @@ may follow.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import typing as t
 from dataclasses import dataclass
 
@@ -55,6 +56,8 @@ class SMTPProtocol(asyncio.Protocol):
         self._transport = transport
         self._waits = waits
         self._loop = asyncio.get_running_loop()
+        # The timer outlives the caller that set it; what its context holds shall not live on.
+        self._context = contextvars.Context()
         self._reader = ReplyReader()
         self._transaction: Transaction | None = None
         self._done: asyncio.Future[None] | None = None
@@ -98,7 +101,7 @@ class SMTPProtocol(asyncio.Protocol):
         self._broken = True
         if self.connected:
             self._write(b"QUIT\r\n")
-            await self.lost
+            await asyncio.shield(self.lost)
 
     def stop(self) -> None:
         """Let go of the timer: nothing will be waited for any more."""
@@ -179,6 +182,7 @@ class SMTPProtocol(asyncio.Protocol):
             return
         try:
             octets = b"".join(content.chunks())
+            wire = b"".join(dot_stuffed([octets]))
         except Exception as error:  # noqa: BLE001 - whatever the source raises, the dot is not sent
             self._content_failed(transaction, error)
             return
@@ -186,7 +190,7 @@ class SMTPProtocol(asyncio.Protocol):
             self._content_failed(transaction)
             return
         transaction.content_written()
-        self._write(b"".join(dot_stuffed([octets])) + DOT)
+        self._write(wire + DOT)
         self._expect(self._waits.final)
 
     def _send_content(self) -> None:
@@ -260,7 +264,7 @@ class SMTPProtocol(asyncio.Protocol):
         if self._timer is None or self._timer.when() > self._deadline:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            self._timer = self._loop.call_at(self._deadline, self._on_timer, context=self._context)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -268,7 +272,7 @@ class SMTPProtocol(asyncio.Protocol):
         if transaction is None or transaction.outcome is not None:
             return
         if self._loop.time() < self._deadline or self._body_moves(transaction):
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+            self._timer = self._loop.call_at(self._deadline, self._on_timer, context=self._context)
             return
         transaction.timed_out()
         self._broken = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import ipaddress
 import logging
@@ -36,6 +37,7 @@ from amail.errors import (
     TLSError,
 )
 from amail.receipt import Receipt, Reply
+from amail.smtp import commands
 from amail.smtp.dial import dial
 from amail.smtp.extensions import Extensions
 from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
@@ -43,7 +45,7 @@ from amail.smtp.transaction import Transaction
 
 if t.TYPE_CHECKING:
     from amail.envelope import Envelope
-    from amail.errors import SendError, Stage
+    from amail.errors import Outcome, SendError, Stage
     from amail.mime import Content
     from amail.smtp.settings import SMTPSettings
 
@@ -79,7 +81,8 @@ class Session:
         self._pipelining = settings.pipelining
         self._left = settings.max_messages or None
         self._reset_first = False
-        self._in_doubt = False
+        self.fate: Outcome = "not_sent"
+        self._warned_of_dsn = False
         loop = asyncio.get_running_loop()
         # Sessions opened together shall not end together.
         self._ends_at = loop.time() + settings.max_age * random.uniform(0.9, 1.1)  # noqa: S311
@@ -102,17 +105,13 @@ class Session:
         """True while it is connected and in step."""
         return self._protocol.usable
 
-    @property
-    def in_doubt(self) -> bool:
-        """True where the last send was cancelled after its last octet was written."""
-        return self._in_doubt
-
     async def send(self, envelope: Envelope, content: Content, deadlines: Deadlines) -> Receipt:
         """Run one transaction. Raises MailError; only a proven clean session stays reusable.
 
         Cancelling this aborts the session at once; a note on the CancelledError says what is known
-        of the message.
+        of the message, and so does ``fate``.
         """
+        self.fate = "not_sent"
         transaction = Transaction(
             envelope,
             content,
@@ -123,22 +122,37 @@ class Session:
         )
         if self._left is not None:
             self._left -= 1
+        self._warn_of_dsn(envelope)
         try:
             await self._protocol.run(transaction, deadlines)
         except BaseException as error:
             self.abort()
-            self._in_doubt = transaction.outcome is None and transaction.last_octet_written
+            self.fate = _fate(transaction)
             _say_what_is_known(error, transaction)
             raise
         self._reset_first = transaction.left_open
+        if not transaction.in_step:
+            self.abort()
         outcome = transaction.outcome
         if isinstance(outcome, Receipt):
             return outcome
-        if not transaction.in_step:
-            self.abort()
         if outcome is None:
             raise AssertionError("a transaction ended without an outcome")
-        raise outcome
+        try:
+            raise outcome
+        finally:
+            # Or its traceback would hold this frame, and this frame it: a cycle around the content.
+            transaction.outcome = outcome = None
+            del transaction
+
+    def _warn_of_dsn(self, envelope: Envelope) -> None:
+        """Say once a session that notifications were asked for and cannot be had."""
+        missing = commands.left_out(envelope, self.extensions)
+        if missing and not self._warned_of_dsn:
+            self._warned_of_dsn = True
+            _logger.warning(
+                "%s does not offer DSN (RFC 3461); sent without %s", self.relay, ", ".join(missing)
+            )
 
     async def quit(self) -> None:
         """Say QUIT, wait two seconds at most, close. Raises nothing; a cancelled one aborts."""
@@ -158,8 +172,13 @@ class Session:
             self.abort()
 
     def abort(self) -> None:
-        """Drop the connection at once, whatever it is doing."""
+        """Drop the connection at once, whatever it is doing.
+
+        A child process may have a descriptor of it, so closing ours would not end it.
+        """
         self._protocol.stop()
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._transport.abort()
 
     def forget(self) -> None:
@@ -169,6 +188,14 @@ class Session:
         and the loop that watches it, still belong to the parent.
         """
         self._socket.close()
+
+
+def _fate(transaction: Transaction) -> Outcome:
+    """Say what became of a message whose sender was cancelled."""
+    if transaction.outcome is not None:
+        fate: Outcome = getattr(transaction.outcome, "outcome", "not_sent")
+        return fate
+    return "unknown" if transaction.last_octet_written else "not_sent"
 
 
 def _say_what_is_known(error: BaseException, transaction: Transaction) -> None:
@@ -192,7 +219,8 @@ async def open_session(
     and the kinds of NotSent; cancelling it drops the connection first and waits for nothing.
     """
     opening = _Opening(settings, context, deadline)
-    task = asyncio.get_running_loop().create_task(opening.run())
+    # In an empty context: the loop's reader of this session would keep the caller's alive.
+    task = asyncio.get_running_loop().create_task(opening.run(), context=contextvars.Context())
     try:
         return await asyncio.shield(task)
     except BaseException:
@@ -266,7 +294,7 @@ class _Opening:
         except MailError as error:
             self._leave(smtp, error)
             raise
-        except (aiosmtplib.SMTPException, OSError) as error:
+        except Exception as error:
             translated = self._translated(error)
             self._leave(smtp, translated)
             if self.stage == "auth":
@@ -421,6 +449,9 @@ class _Opening:
             return self._refused(_reply(error))
         relay, stage = self._settings.relay, self.stage
         details: dict[str, t.Any] = {"stage": stage, "relay": relay, "retryable": True}
+        if not isinstance(error, aiosmtplib.SMTPException | OSError):
+            text = f"{relay}: {type(error).__name__} at the stage {stage!r}"
+            return ConnectError(text, stage=stage, relay=relay)
         if isinstance(error, aiosmtplib.SMTPResponseException):
             details["retryable"] = stage != "greeting"  # later it will be the same port
             return ProtocolError(

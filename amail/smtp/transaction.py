@@ -90,7 +90,7 @@ class Transaction:
         self._mail_at = len(self._commands)
         self._commands += (
             commands.mail(envelope, content, extensions),
-            *commands.rcpts(envelope),
+            *commands.rcpts(envelope, extensions),
             commands.DATA,
         )
         self._answered = 0
@@ -252,7 +252,7 @@ class Transaction:
                 envelope=self._envelope,
                 reply=reply,
                 accepted=accepted,
-                refused=self._refused,
+                refused=dict(self._refused),
                 relay=self._relay,
                 queue_id=reply.queue_id,
             )

@@ -54,7 +54,7 @@ _logger = logging.getLogger("amail.smtp")
 _ATTEMPTS = 2
 _JITTER_SECONDS = 0.1
 _BUSY_SECONDS = 60.0
-_DRAIN_SECONDS = 10.0
+_CIRCUIT_SECONDS = 60.0
 
 
 class SMTPTransport:
@@ -79,8 +79,11 @@ class SMTPTransport:
         self._context: ssl.SSLContext | None = None
         self._watcher: AsyncGenerator[None, None] | None = None
         self._finalizer: weakref.finalize[t.Any, t.Any] | None = None
+        self._context_loading: asyncio.Future[ssl.SSLContext] | None = None
+        self._refused_credentials: tuple[float, AuthenticationError] | None = None
         self._outcomes: Counter[Outcome] = Counter()
         self._reconnects = 0
+        self._inherited: list[AsyncGenerator[None, None]] = []
 
     def __repr__(self) -> str:
         return f"<SMTPTransport to {self.settings.relay}>"
@@ -108,8 +111,7 @@ class SMTPTransport:
             self._log_failure(error, outcome, content, began)
             raise
         except BaseException:
-            in_doubt = slot.session is not None and slot.session.in_doubt
-            self._outcomes["unknown" if in_doubt else "not_sent"] += 1
+            self._outcomes["not_sent" if slot.session is None else slot.session.fate] += 1
             raise
         self._outcomes["accepted"] += 1
         self._log_acceptance(receipt, content, began)
@@ -130,24 +132,22 @@ class SMTPTransport:
             reconnects=self._reconnects,
         )
 
-    async def aclose(self) -> None:
-        """End every session: those in use get ten seconds to finish. Idempotent."""
-        pool, self._pool = self._pool, None
-        watcher, self._watcher = self._watcher, None
-        if self._finalizer is not None:
-            self._finalizer.detach()
+    async def aclose(self, drain: float = 10.0) -> None:
+        """End every session. Those in use get ``drain`` seconds to finish. Idempotent."""
+        pool = self._pool
         if pool is None:
             return
         if not pool.belongs_here or pool.loop.is_closed():
-            pool.forget()
+            self._forget(pool)
             return
         if pool.loop is not asyncio.get_running_loop():
-            self._pool, self._watcher = pool, watcher
             raise UsageError(
                 "this mailer belongs to another event loop, which is still running; close it there"
             )
+        watcher = self._watcher
+        self._let_go()
         try:
-            await pool.aclose(_DRAIN_SECONDS)
+            await pool.aclose(drain)
         finally:
             pool.drop()
             if watcher is not None:
@@ -166,6 +166,11 @@ class SMTPTransport:
                     session = await self._open(slot, deadlines)
                 receipt = await session.send(envelope, content, deadlines)
             except NotSent as error:
+                if _too_many(error) and await slot.exchange(_BUSY_SECONDS):
+                    _logger.info("%s takes no further session; one fewer now", self.settings.relay)
+                    deadlines = self._deadlines(slot.deadline)
+                    session = slot.take_idle()
+                    continue
                 if reused and _was_stale(error):
                     # The most ordinary fault of a pool: the server had hung up in the meantime.
                     self._reconnects += 1
@@ -182,16 +187,30 @@ class SMTPTransport:
             session = None
 
     async def _open(self, slot: Slot[Session], deadlines: Deadlines) -> Session:
+        self._check_credentials()
         context = await self._tls_context()
         opener = functools.partial(open_session, self.settings, context, deadlines.content)
         try:
-            return await slot.open(opener)
-        except ServerBusy as error:
-            # Too many connections, says the server: then one fewer, and this sender is next.
-            if error.stage != "greeting" or not await slot.exchange(_BUSY_SECONDS):
-                raise
-        _logger.info("%s takes no further session; one fewer for a while", self.settings.relay)
-        return slot.take_idle() or await slot.open(opener)
+            session = await slot.open(opener)
+        except AuthenticationError as error:
+            if error.stage == "auth" and not error.retryable:
+                self._refused_credentials = time.monotonic() + _CIRCUIT_SECONDS, error
+            raise
+        self._refused_credentials = None
+        return session
+
+    def _check_credentials(self) -> None:
+        """Refuse without asking the server for a while, or a thousand senders lock the account."""
+        if self._refused_credentials is None:
+            return
+        until, refusal = self._refused_credentials
+        if time.monotonic() < until:
+            raise AuthenticationError(
+                f"{refusal}; not asked again within {_CIRCUIT_SECONDS:g} s",
+                stage="auth",
+                reply=refusal.reply,
+                relay=refusal.relay,
+            )
 
     def _deadlines(self, limit: float | None) -> Deadlines:
         """Work out, the slot being held now, until when the content and its reply may take."""
@@ -204,8 +223,16 @@ class SMTPTransport:
         if self.settings.effective_tls == "none":
             return None
         if self._context is None:
-            loop = asyncio.get_running_loop()
-            self._context = await loop.run_in_executor(None, client_context, self.settings)
+            loading = self._context_loading
+            if loading is None:
+                loop = asyncio.get_running_loop()
+                loading = loop.run_in_executor(None, client_context, self.settings)
+                self._context_loading = loading
+            try:
+                self._context = await asyncio.shield(loading)
+            finally:
+                if loading.done():
+                    self._context_loading = None
         return self._context
 
     # The loop
@@ -222,20 +249,31 @@ class SMTPTransport:
                     "this mailer belongs to another event loop, which is not closed. Make one "
                     "mailer for each loop, or share one through amail.Portal or SyncMailer"
                 )
-            pool.forget()
+            self._forget(pool)
         settings = self.settings
         pool = self._pool = Pool(
             settings.max_connections,
             idle_timeout=settings.idle_timeout,
             pool_timeout=settings.pool_timeout,
         )
-        if self._finalizer is not None:
-            self._finalizer.detach()
         self._finalizer = weakref.finalize(self, _abandon, pool, self._made_at)
         self._finalizer.atexit = False
         self._watcher = _drop_with_the_loop(pool)
         await anext(self._watcher)
         return pool
+
+    def _forget(self, pool: Pool[Session]) -> None:
+        """Drop what belongs to a closed loop, or to the parent of this process."""
+        pool.forget()
+        if not pool.belongs_here and self._watcher is not None:
+            # Collecting it would wake the parent's loop.
+            self._inherited.append(self._watcher)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._pool = self._watcher = self._finalizer = self._context_loading = None
 
     # The log
 
@@ -275,6 +313,11 @@ class SMTPTransport:
             "no reply" if reply is None else f"{reply.code} {reply.enhanced or ''}".strip(),
             (time.monotonic() - began) * 1000,
         )
+
+
+def _too_many(error: NotSent) -> bool:
+    """Tell whether the server takes no further session at the moment (421 in place of 220)."""
+    return isinstance(error, ServerBusy) and error.stage == "greeting"
 
 
 def _was_stale(error: NotSent) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 _END = b"\r\n.\r\n"
 _LONGEST_LINE = 998
 
@@ -14,17 +16,19 @@ class ContentReader:
 
     def __init__(self) -> None:
         # The line end of the DATA command belongs to the sequence that ends an empty content.
-        self._octets = bytearray(b"\r\n")
-        self._searched = 0
-        self._checked = 2
+        self._held = b"\r\n"
+        self._first = len(self._held)
+        self._kept = io.BytesIO()  # its value is not copied in the end
+        self._received = 0
         self._line_length = 0
+        self._line_begins = b""
         self._objections: set[str] = set()
         self.eight_bit = False
 
     @property
     def received(self) -> int:
-        """Octets taken so far, as they were on the wire."""
-        return len(self._octets) - 2
+        """Octets taken so far, as they were on the wire; in the end without the final dot."""
+        return self._received
 
     @property
     def objections(self) -> list[str]:
@@ -34,31 +38,30 @@ class ContentReader:
     @property
     def content(self) -> bytes:
         """The content with dot-stuffing taken out. Complete once ``feed`` has returned octets."""
-        content = bytes(self._octets)
-        if b"\r\n." in content:
-            content = content.replace(b"\r\n.", b"\r\n")
-        return content[2:]
+        return self._kept.getvalue()
 
     def feed(self, octets: bytes) -> bytes | None:
         """Take octets. Returns those that came behind the final dot, or None before it came."""
-        self._octets += octets
-        end = self._octets.find(_END, self._searched)
+        self._received += len(octets)
+        octets = self._held + octets
+        end = octets.find(_END)
         if end < 0:
-            self._searched = max(0, len(self._octets) - len(_END) + 1)
-            # A CR that came last may be half of a CRLF.
-            self._check(len(self._octets) - self._octets.endswith(b"\r"))
+            # What may be the beginning of the end waits, and a CR for its LF.
+            cut = max(0, len(octets) - len(_END) + 1)
+            cut -= octets.endswith(b"\r", 0, cut)
+            self._held = octets[cut:]
+            self._take(octets[:cut])
             return None
-        rest = bytes(self._octets[end + len(_END) :])
-        del self._octets[end + 2 :]
-        self._check(len(self._octets))
-        if self._octets.count(b"\r\n.") != self._octets.count(b"\r\n.."):
-            self._objections.add("line that begins with a single dot in the content")
+        rest = octets[end + len(_END) :]
+        self._received -= len(octets) - end - 2
+        self._take(octets[: end + 2])
         return rest
 
-    def _check(self, until: int) -> None:
-        """Look at the octets that were not looked at yet."""
-        piece = bytes(self._octets[self._checked : until])
-        self._checked = until
+    def _take(self, piece: bytes) -> None:
+        """Look at the next octets of the content and keep them."""
+        if not piece:
+            return
+        piece, self._first = piece[self._first :], 0
         self.eight_bit = self.eight_bit or not piece.isascii()
         pairs = piece.count(b"\r\n")
         if piece.count(b"\r") != pairs:
@@ -69,4 +72,12 @@ class ContentReader:
         longest = max([self._line_length + len(first), *map(len, others)])
         if longest > _LONGEST_LINE:
             self._objections.add("line over 998 octets in the content")
+        at_line_begin = self._line_length == 0
         self._line_length = len(others[-1]) if others else longest
+        # What begins a line may come in two pieces.
+        begins = [(self._line_begins + first)[:2], *[line[:2] for line in others]]
+        self._line_begins = begins.pop()
+        if any(each.startswith(b".") and each != b".." for each in begins):
+            self._objections.add("line that begins with a single dot in the content")
+        piece = piece[1:] if at_line_begin and piece.startswith(b".") else piece
+        self._kept.write(piece.replace(b"\r\n.", b"\r\n"))

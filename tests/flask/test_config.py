@@ -163,7 +163,7 @@ def test_b104_half_of_the_credentials_is_a_config_error(
 def test_b106_a_bad_default_sender_is_a_config_error_at_init_app() -> None:
     app = Flask(__name__)
     app.config["MAIL_DEFAULT_SENDER"] = "nobody"
-    with pytest.raises(ConfigError, match="default_sender"):
+    with pytest.raises(ConfigError, match=r"^MAIL_DEFAULT_SENDER: "):
         Mail(app)
 
 

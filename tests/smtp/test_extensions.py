@@ -12,7 +12,12 @@ from tests.strategies import EXAMPLES
 
 def test_a_server_that_offers_nothing_has_no_extension() -> None:
     assert Extensions.from_ehlo({}) == Extensions(
-        pipelining=False, smtputf8=False, eightbitmime=False, size_offered=False, size=None
+        pipelining=False,
+        smtputf8=False,
+        eightbitmime=False,
+        size_offered=False,
+        size=None,
+        dsn=False,
     )
 
 
@@ -21,7 +26,8 @@ def test_each_keyword_is_its_extension() -> None:
     assert Extensions.from_ehlo({"smtputf8": ""}) == Extensions(smtputf8=True)
     assert Extensions.from_ehlo({"8bitmime": ""}) == Extensions(eightbitmime=True)
     assert Extensions.from_ehlo({"size": "1000"}) == Extensions(size_offered=True, size=1000)
-    assert Extensions.from_ehlo({"dsn": "", "chunking": "", "x-size": "5"}) == Extensions()
+    assert Extensions.from_ehlo({"dsn": ""}) == Extensions(dsn=True)
+    assert Extensions.from_ehlo({"chunking": "", "x-size": "5", "x-dsn": ""}) == Extensions()
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,13 @@ def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
 def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     """Let every name resolve to these addresses, in this order."""
 
-    async def getaddrinfo(host: str, port: int, **options: t.Any) -> list[t.Any]:
+    def getaddrinfo(host: str, port: int, **options: t.Any) -> list[t.Any]:
         return [
             (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port))
             for address in addresses
         ]
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import random
+import socket
 import ssl
 import statistics
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import typing as t
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ from amail import (
     MailerClosed,
     PoolTimeout,
     Receipt,
+    SMTPSettings,
+    SMTPTransport,
     UsageError,
 )
 from amail.testing import ByConnection, Close, Delay, EachMessage, FaultServer, Hang, Reset
@@ -219,32 +223,60 @@ async def test_c1_a_send_cancelled_while_it_waits_for_a_slot_leaves_the_queue(
         assert mailer.stats().not_sent == 1
 
 
-@pytest.mark.parametrize("method", ["getaddrinfo", "sock_connect"])
-async def test_c2_a_send_cancelled_while_it_resolves_or_connects_ends_at_once(
-    method: str, musts: Musts, monkeypatch: pytest.MonkeyPatch
+async def one_is_cancelled_and_the_next_is_served(
+    musts: Musts, server: FaultServer, mailer: Mailer, reached: asyncio.Event
 ) -> None:
-    loop = asyncio.get_running_loop()
-    real = getattr(loop, method)
-    reached = asyncio.Event()
+    """Cancel the first of two sends where ``reached`` says that it stands."""
+    task = asyncio.create_task(mailer.send(tokened(musts.token())))
+    token = musts.token()
+    waiter = asyncio.create_task(musts.outcome_of(mailer.send(tokened(token)), token=token))
+    await reached.wait()
+    await cancelled_at_once(task)
+    assert isinstance(await waiter, Receipt)
+    assert (mailer.stats().leased, server.connections) == (0, 1)
+    await musts.outcome_of(mailer.send(tokened(token := musts.token())), token=token)
+    assert len(server.messages) == 2
 
-    async def hang_once(*arguments: t.Any, **options: t.Any) -> t.Any:
+
+async def test_c2_a_send_cancelled_while_it_resolves_a_name_ends_at_once(
+    musts: Musts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, reached, answered = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+
+    def hang_once(host: str, port: int, **options: t.Any) -> list[t.Any]:
+        if not reached.is_set():
+            loop.call_soon_threadsafe(reached.set)
+            answered.wait(30)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang_once)
+    async with (
+        FaultServer() as server,
+        Mailer(f"smtp://mail.test:{server.port}", max_connections=1) as mailer,
+    ):
+        musts.watch(server)
+        try:
+            await one_is_cancelled_and_the_next_is_served(musts, server, mailer, reached)
+        finally:
+            answered.set()
+
+
+async def test_c2_a_send_cancelled_while_it_connects_ends_at_once(
+    musts: Musts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, reached = asyncio.get_running_loop(), asyncio.Event()
+    real = loop.sock_connect
+
+    async def hang_once(*arguments: t.Any) -> t.Any:
         if reached.is_set():
-            return await real(*arguments, **options)
+            return await real(*arguments)
         reached.set()
         return await asyncio.Event().wait()
 
-    monkeypatch.setattr(loop, method, hang_once)
+    monkeypatch.setattr(loop, "sock_connect", hang_once)
     async with FaultServer() as server, Mailer(server.url, max_connections=1) as mailer:
         musts.watch(server)
-        task = asyncio.create_task(mailer.send(tokened(musts.token())))
-        token = musts.token()
-        waiter = asyncio.create_task(musts.outcome_of(mailer.send(tokened(token)), token=token))
-        await reached.wait()
-        await cancelled_at_once(task)
-        assert isinstance(await waiter, Receipt)
-        assert (mailer.stats().leased, server.connections) == (0, 1)
-        await musts.outcome_of(mailer.send(tokened(token := musts.token())), token=token)
-        assert len(server.messages) == 2
+        await one_is_cancelled_and_the_next_is_served(musts, server, mailer, reached)
 
 
 # C10 to C13: between the dot and the reply, in goodbyes, by deadlines of asyncio
@@ -566,17 +598,17 @@ async def test_c23_closing_lets_finish_what_is_under_way_and_refuses_who_waits(
 
 @pytest.mark.parametrize("stage", ["greeting", "mail", "final"])
 async def test_c23_what_is_still_under_way_after_the_time_for_closing_is_ended_for_good(
-    stage: Stage, musts: Musts, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, musts: Musts
 ) -> None:
-    monkeypatch.setattr("amail.smtp.transport._DRAIN_SECONDS", 0.1)
     async with FaultServer({stage: {1: Hang()}}) as server:
         musts.watch(server)
-        mailer = Mailer(server.url)
+        transport = SMTPTransport(SMTPSettings.from_url(server.url))
+        mailer = Mailer(transport)
         token = musts.token()
         task = asyncio.create_task(musts.outcome_of(mailer.send(tokened(token)), token=token))
         await server.reached(stage)
         async with musts.within(0.1):
-            await mailer.aclose()
+            await transport.aclose(drain=0.1)
             result = await task
         expected = "unknown" if stage == "final" else "not_sent"
         assert getattr(result, "outcome", None) == expected

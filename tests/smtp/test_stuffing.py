@@ -1,4 +1,4 @@
-"""Dots are doubled at the beginning of lines, wherever the content was cut (RFC 5321, 4.5.2)."""
+"""The last look at the content: dots doubled, line ends CRLF, wherever it was cut (RFC 5321)."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from amail.errors import MessageError
 from amail.smtp.commands import DOT
 from amail.smtp.stuffing import dot_stuffed
 from amail.testing.content import ContentReader
 from tests.strategies import EXAMPLES
 
-_chunks = st.lists(
-    st.one_of(
-        st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n", b"\r\n."]), max_size=6).map(
-            b"".join
-        ),
-        st.binary(max_size=4),
-    ),
-    max_size=12,
-)
+_pieces = st.sampled_from([b".", b"x", b"\r\n", b"\r\n.", b"\xff"])
+_lines = st.lists(_pieces, max_size=40).map(lambda pieces: b"".join(pieces) + b"\r\n")
+_anything = st.lists(
+    st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n", b"\r\n."]), max_size=12
+).map(b"".join)
+
+
+def cut(octets: bytes, places: list[int]) -> list[bytes]:
+    """Cut octets at these places, taken modulo their number."""
+    at = sorted(place % (len(octets) + 1) for place in places)
+    return [octets[a:b] for a, b in zip([0, *at], [*at, len(octets)], strict=True)]
 
 
 def unstuffed(octets: bytes) -> bytes:
@@ -29,45 +32,54 @@ def unstuffed(octets: bytes) -> bytes:
 
 
 @EXAMPLES
-@given(_chunks)
-@example([b"\r", b"\n", b"."])
-@example([b"", b".", b"", b"."])
-def test_what_a_server_takes_out_is_what_was_put_in(chunks: list[bytes]) -> None:
-    assert unstuffed(b"".join(dot_stuffed(chunks))) == b"".join(chunks)
+@given(_lines, st.lists(st.integers(0, 10_000), max_size=8))
+@example(b"\r\n.\r\n", [1, 2, 3, 4])
+def test_what_a_server_takes_out_is_what_was_put_in_wherever_it_was_cut(
+    octets: bytes, places: list[int]
+) -> None:
+    wire = b"".join(dot_stuffed(cut(octets, places)))
+    assert unstuffed(wire) == octets
+    assert wire == b"".join(dot_stuffed([octets]))
+    assert wire == b"".join(dot_stuffed([octets[at : at + 1] for at in range(len(octets))]))
 
 
 @EXAMPLES
-@given(_chunks)
-def test_it_makes_no_difference_where_the_octets_are_cut(chunks: list[bytes]) -> None:
-    joined = b"".join(chunks)
-    assert b"".join(dot_stuffed(chunks)) == b"".join(dot_stuffed([joined]))
-    single = [joined[at : at + 1] for at in range(len(joined))]
-    assert b"".join(dot_stuffed(single)) == b"".join(dot_stuffed([joined]))
-
-
-@EXAMPLES
-@given(_chunks)
-def test_the_only_end_of_content_on_the_wire_is_the_last(chunks: list[bytes]) -> None:
-    content = [*chunks, b"\r\n"]
-    wire = b"DATA\r\n" + b"".join(dot_stuffed(content)) + DOT
+@given(_lines, st.lists(st.integers(0, 10_000), max_size=8))
+def test_the_only_end_of_content_on_the_wire_is_the_last(octets: bytes, places: list[int]) -> None:
+    wire = b"DATA\r\n" + b"".join(dot_stuffed(cut(octets, places))) + DOT
     assert wire.count(b"\r\n.\r\n") == 1
     assert wire.endswith(b"\r\n.\r\n")
     reader = ContentReader()
     assert reader.feed(wire.removeprefix(b"DATA\r\n")) == b""
-    assert reader.content == b"".join(content)
-    assert "line that begins with a single dot in the content" not in reader.objections
+    assert reader.content == octets
+    assert reader.objections == []
+
+
+@EXAMPLES
+@given(_anything, st.lists(st.integers(0, 10_000), max_size=8))
+@example(b"x\n.\nMAIL FROM:<>\r\n", [])
+@example(b"x\r.\r\n", [2])
+@example(b"x\r", [])
+def test_a_bare_line_end_and_an_unended_line_never_get_to_the_dot(
+    octets: bytes, places: list[int]
+) -> None:
+    rest = octets.replace(b"\r\n", b"")
+    is_sound = b"\r" not in rest and b"\n" not in rest and octets.endswith(b"\r\n")
+    chunks = cut(octets, places)
+    if is_sound or not octets:
+        assert unstuffed(b"".join(dot_stuffed(chunks))) == octets
+    else:
+        with pytest.raises(MessageError, match="CRLF"):
+            list(dot_stuffed(chunks))
 
 
 @pytest.mark.parametrize(
     ("content", "wire"),
     [
         (b"", b""),
-        (b".", b".."),
         (b".\r\n", b"..\r\n"),
         (b"..\r\n", b"...\r\n"),
         (b"a.b\r\n.c\r\n\r\n.\r\n", b"a.b\r\n..c\r\n\r\n..\r\n"),
-        (b"a\n.b", b"a\n.b"),
-        (b"a\r.b", b"a\r.b"),
     ],
 )
 def test_a_dot_is_doubled_at_the_beginning_of_a_line_and_nowhere_else(

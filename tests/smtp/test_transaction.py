@@ -773,12 +773,13 @@ def test_mail_has_the_parameters_that_the_content_needs_and_no_other() -> None:
 
 
 def test_options_of_the_envelope_come_last() -> None:
-    assert mail_of(content(), sized(None), "RET=HDRS", "ENVID=x") == (
+    offered = Extensions(size_offered=True, dsn=True)
+    assert mail_of(content(), offered, "RET=HDRS", "ENVID=x") == (
         b"MAIL FROM:<> SIZE=18 RET=HDRS ENVID=x\r\n"
     )
-    assert mail_of(content(), NONE, "RET=HDRS") == b"MAIL FROM:<> RET=HDRS\r\n"
+    assert mail_of(content(), NONE, "X-A=1") == b"MAIL FROM:<> X-A=1\r\n"
     envelope = Envelope(ADA, (BOB,), rcpt_options=("NOTIFY=NEVER", "X=1"))
-    transaction = Transaction(envelope, content(), NONE, pipelined=False)
+    transaction = Transaction(envelope, content(), Extensions(dsn=True), pipelined=False)
     transaction.begin()
     assert answer(transaction, "250 ok") == b"RCPT TO:<bob@example.org> NOTIFY=NEVER X=1\r\n"
 

@@ -1,0 +1,110 @@
+"""BackgroundLoop: an event loop in a daemon thread of its own. Knows no mail.
+
+Invariant: nothing a task raises ends the loop, not even SystemExit; only ``stop`` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import logging
+import threading
+
+_logger = logging.getLogger("amail")
+
+_RESOLVERS = 2
+
+
+class BackgroundLoop:
+    """A running loop. Raises RuntimeError where no thread can be started any more."""
+
+    def __init__(self, name: str) -> None:
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        # In an empty context: what the first caller's holds shall not live as long as the process.
+        self._thread = threading.Thread(
+            target=contextvars.Context().run, args=(_run, started), name=name, daemon=True
+        )
+        self._thread.start()
+        self.loop = started.result()
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the loop runs."""
+        return self._thread.is_alive()
+
+    @property
+    def is_here(self) -> bool:
+        """True in code that runs on this loop."""
+        return threading.current_thread() is self._thread
+
+    def stop(self) -> None:
+        """Have the loop end once its tasks were cancelled. Returns at once."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def join(self, seconds: float) -> None:
+        """Wait until the loop has ended."""
+        self._thread.join(seconds)
+
+
+def _run(started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+    """Run a loop in this thread until it is stopped.
+
+    Not with asyncio.Runner, which would wait for the resolvers at the end, in a thread that it
+    starts: Python 3.12 refuses that once the interpreter shuts down.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        try:
+            loop.set_default_executor(_started_resolvers())
+        except RuntimeError as error:  # the interpreter is shutting down
+            started.set_exception(error)
+            return
+        asyncio.set_event_loop(loop)
+        loop.call_soon(started.set_result, loop)
+        _run_until_stopped(loop)
+        _cancel_all(loop)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        asyncio.set_event_loop(None)
+        loop.close()  # which lets the resolvers go without waiting for them
+
+
+def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException:
+            # SystemExit, which asyncio lets through. Who awaits the task gets it; others go on.
+            _logger.exception("a task in the background loop tried to end it")
+        else:
+            return
+
+
+def _started_resolvers() -> concurrent.futures.ThreadPoolExecutor:
+    """Return an executor whose threads are running.
+
+    Once the interpreter shuts down no thread can be started, and names have to be resolved for what
+    is still being drained.
+    """
+    resolvers = concurrent.futures.ThreadPoolExecutor(_RESOLVERS, "amail-resolver")
+    barrier = threading.Barrier(_RESOLVERS + 1)
+    try:
+        for _ in range(_RESOLVERS):
+            resolvers.submit(barrier.wait)
+    except RuntimeError:
+        barrier.abort()
+        resolvers.shutdown(wait=False)
+        raise
+    barrier.wait()
+    return resolvers
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    tasks = asyncio.all_tasks(loop)
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        loop.run_until_complete(asyncio.wait(tasks))
