@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import typing as t
 
 import pytest
@@ -18,6 +19,12 @@ if t.TYPE_CHECKING:
     from tests.musts import Musts
     from tests.servers.postfix import PostfixServer
     from tests.servers.sink import SmtpSink
+
+
+def pytest_collection_finish() -> None:
+    """Keep modules and tests out of the collections that follow, one after nearly every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -471,6 +471,18 @@ def test_a_record_is_a_dict(wrong: t.Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "date",
+    ["", "yesterday", "2026-11-24T09:05:00", "2026-11-24 09:05:00+00:00", "20261124T090500Z"],
+)
+def test_a_date_in_a_record_is_as_isoformat_writes_it(date: str) -> None:
+    assert Message.from_dict(record(date="2026-11-24T09:05:00+00:00")).date == dt.datetime(
+        2026, 11, 24, 9, 5, tzinfo=dt.UTC
+    )
+    with pytest.raises(MessageError, match=r"^date: "):
+        Message.from_dict(record(date=date))
+
+
+@pytest.mark.parametrize(
     ("drawn", "said"),
     [
         ({"unique": "x" * 32}, r"drawn\.unique"),

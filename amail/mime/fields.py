@@ -34,6 +34,7 @@ _DATE = re.compile(
 _DOT_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]++)*+"
 _MESSAGE_ID = re.compile(rf"<{_DOT_ATOM}@(?:{_DOT_ATOM}|\[[!-Z^-~]{{1,250}}\])>")
 _LONGEST_MESSAGE_ID = 900
+_FAR_FUTURE = 10**15  # seconds; a whole number far beyond has no float
 # An id somebody else made, which an answer has to repeat however odd it is.
 _FOREIGN_ID = re.compile(r"<[!-;=?-~]{1,900}>")
 
@@ -293,7 +294,7 @@ def format_date(value: object) -> str:
         raise InvalidHeader(
             f"date: must be epoch seconds or an aware datetime, not {type(value).__name__}"
         )
-    if not math.isfinite(value):
+    if abs(value) > _FAR_FUTURE or not math.isfinite(value):
         raise InvalidHeader("date: must be a finite number of seconds")
     return _format_epoch(math.floor(value))
 

@@ -373,6 +373,7 @@ def test_b65_dates_are_written_as_rfc_5322_has_them(date: t.Any, written: str) -
     [
         dt.datetime(2026, 11, 24, 12),  # noqa: DTZ001 - naive on purpose
         *("Tue, 24 Nov 2026", "now", float("nan"), float("inf"), 10**12, 10**20, -(10**12), True),
+        *(10**400, -(10**400)),
         *(b"x", dt.datetime(1899, 1, 1, tzinfo=UTC)),
     ],
 )

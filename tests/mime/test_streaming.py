@@ -113,7 +113,10 @@ async def test_25_mib_arrive_intact_and_hold_up_nobody(
         [stored] = server.messages
         with musts.not_counting():
             name, encoded = re.findall(
-                rb'filename="(.*)"\r\n\r\n([A-Za-z0-9+/=\r\n]+)\r\n--', stored.content
+                rb"Content-Transfer-Encoding: base64\r\n"
+                rb'Content-Disposition: attachment; filename="(.*)"\r\n\r\n'
+                rb"([A-Za-z0-9+/=\r\n]+)\r\n--",
+                stored.content,
             )[0]
             assert name == b"large.bin"
             assert base64.b64decode(encoded) == large_file.read_bytes()
