@@ -86,17 +86,17 @@ def flask_mail_message(number: int, **fields: t.Any) -> flask_mail.Message:
 
 
 def flask_mail_html(number: int) -> bytes:
-    return flask_mail_message(number, html=HTML).as_bytes()
+    return bytes(flask_mail_message(number, html=HTML).as_bytes())
 
 
 def flask_mail_attached(number: int) -> bytes:
     attachment = flask_mail.Attachment("a.bin", "application/octet-stream", DATA)
-    return flask_mail_message(number, attachments=[attachment]).as_bytes()
+    return bytes(flask_mail_message(number, attachments=[attachment]).as_bytes())
 
 
 def flask_mail_attached_again(number: int) -> bytes:
     message = flask_mail_message(number, attachments=[FLASK_MAIL_ATTACHMENT])
-    return message.as_bytes()
+    return bytes(message.as_bytes())
 
 
 SCENARIOS: dict[str, tuple[Callable[[int], bytes], ...]] = {
