@@ -31,7 +31,7 @@ def node_judges() -> Iterator[Callable[[bytes], Answer]]:
     (node,) = require("node", install="apt-get install nodejs npm")
     missing = [name for name in NAMES if not (FOLDER / "node_modules" / name).is_dir()]
     if missing:
-        give_up(f"{', '.join(missing)} not installed (npm ci --prefix {FOLDER.name})")
+        give_up(f"{', '.join(missing)} not installed (npm ci --prefix tests/{FOLDER.name})")
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
