@@ -18,6 +18,7 @@ if t.TYPE_CHECKING:
 RSET = b"RSET\r\n"
 DATA = b"DATA\r\n"
 DOT = b".\r\n"
+QUIT = b"QUIT\r\n"
 
 
 def mail(envelope: Envelope, content: Content, extensions: Extensions) -> bytes:

@@ -13,7 +13,7 @@ import typing as t
 from dataclasses import dataclass
 
 from amail.errors import InvalidAttachment, MailError
-from amail.smtp.commands import DOT
+from amail.smtp.commands import DOT, QUIT
 from amail.smtp.replies import MalformedReply, ReplyReader
 from amail.smtp.stuffing import dot_stuffed
 
@@ -100,7 +100,7 @@ class SMTPProtocol(asyncio.Protocol):
         """Say QUIT and wait until the server has closed, or anything else ends the connection."""
         self._broken = True
         if self.connected:
-            self._write(b"QUIT\r\n")
+            self._write(QUIT)
             await asyncio.shield(self.lost)
 
     def stop(self) -> None:

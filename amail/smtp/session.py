@@ -306,7 +306,7 @@ class _Opening:
         transport = t.cast("asyncio.Transport | None", smtp.transport)
         is_refusal = isinstance(error, ConnectError | AuthenticationError) and not error.retryable
         if is_refusal and transport is not None:
-            transport.write(b"QUIT\r\n")
+            transport.write(commands.QUIT)
         self.abort()
 
     # Stages
