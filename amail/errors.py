@@ -15,6 +15,7 @@ MailError
     ├── Rejected                  the server answered no
     │   └── SenderRejected   RecipientsRejected (.refused)   MessageRejected
     └── DeliveryUnknown           the content went out, no reply came; not a TimeoutError
+                                  (.accepted .refused)
 """
 
 from __future__ import annotations
@@ -199,9 +200,27 @@ class DeliveryUnknown(SendError):
     The server may hold the message or not. Sending again may make a second copy, so amail never
     does that by itself. Deliberately no TimeoutError: ``except TimeoutError: retry`` must never
     send twice.
+
+    ``recipients`` are the forward-paths of which nothing is known. Of the others, ``accepted`` are
+    those an earlier transaction of the same message was accepted for, and ``refused`` maps those
+    who certainly did not get it to replies.
     """
 
     outcome = "unknown"
+    accepted: tuple[str, ...]
+    refused: Mapping[str, Reply]
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        accepted: tuple[str, ...] = (),
+        refused: Mapping[str, Reply] | None = None,
+        **details: t.Any,
+    ) -> None:
+        super().__init__(message, **details)
+        self.accepted = accepted
+        self.refused = dict(refused or {})
 
 
 class MessageTooLarge(MessageError, Rejected):

@@ -82,7 +82,9 @@ class Receipt:
 
     ``accepted`` are the forward-paths it took, ``refused`` maps those it did not take to its
     replies. ``relay`` is the server as "host:port". ``queue_id`` is the id it gave, if its reply
-    says one. ``attempts`` counts tries over the wire, ``transactions`` the transactions it took.
+    says one. ``attempts`` counts tries over the wire, ``transactions`` the transactions it took:
+    more than one where the server takes fewer recipients at once; ``reply`` and ``queue_id`` are
+    those of the first.
     """
 
     message_id: str

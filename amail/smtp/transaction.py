@@ -373,7 +373,10 @@ class Transaction:
             f"delivery is unknown: {reason}. The server may hold the message; sending it again may "
             "make a second copy"
         )
-        self._fail(DeliveryUnknown(text, **self._details()))
+        refused = self._refused
+        concerned = [path for path in self._envelope.forward_paths if path not in refused]
+        details = self._details(recipients=tuple(concerned))
+        self._fail(DeliveryUnknown(text, refused=refused, **details))
 
     def _reject(self, error: SendError) -> None:
         self.outcome = error

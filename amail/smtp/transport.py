@@ -31,6 +31,7 @@ from amail.errors import (
     TLSError,
     UsageError,
 )
+from amail.smtp.parts import Parts, is_due_later
 from amail.smtp.pool import Pool
 from amail.smtp.protocol import Deadlines
 from amail.smtp.session import Session, open_session
@@ -93,25 +94,23 @@ class SMTPTransport:
     ) -> Receipt:
         """Send over a session of the pool; see Transport.
 
-        What certainly was not taken is tried once more over a fresh session, if that can help.
+        What certainly was not taken is tried once more over a fresh session, if that can help. Whom
+        the server finds one recipient too many gets it in a next transaction.
         Raises UsageError from a second running loop.
         """
         began = time.monotonic()
         pool = await self._pool_here()
         limit = None if deadline is None else pool.loop.time() + (deadline - began)
-        slot = pool.slot(limit)
         try:
-            async with slot:
-                receipt = await self._send(slot, envelope, content)
+            receipt = await self._send_part(pool, limit, envelope, content)
+            if any(map(is_due_later, receipt.refused.values())):
+                receipt = await self._send_rest(pool, limit, Parts(envelope, receipt), content)
         except MailError as error:
             outcome: Outcome = getattr(error, "outcome", "not_sent")
             self._outcomes[outcome] += 1
             if isinstance(error, SendError) and error.message_id is None:
                 error.message_id, error.recipients = content.message_id, envelope.forward_paths
             self._log_failure(error, outcome, content, began)
-            raise
-        except BaseException:
-            self._outcomes["not_sent" if slot.session is None else slot.session.fate] += 1
             raise
         self._outcomes["accepted"] += 1
         self._log_acceptance(receipt, content, began)
@@ -154,6 +153,40 @@ class SMTPTransport:
                 await watcher.aclose()
 
     # One message
+
+    async def _send_part(
+        self,
+        pool: Pool[Session],
+        limit: float | None,
+        envelope: Envelope,
+        content: Content,
+        earlier: Parts | None = None,
+    ) -> Receipt:
+        """Send to the recipients of one transaction, over whatever session becomes free."""
+        slot = pool.slot(limit)
+        try:
+            async with slot:
+                return await self._send(slot, envelope, content)
+        except MailError:
+            raise
+        except BaseException as error:
+            fate: Outcome = "not_sent" if slot.session is None else slot.session.fate
+            if earlier is not None:
+                error.add_note(f"{content.message_id}: {earlier}")
+                fate = "accepted" if fate == "not_sent" else fate
+            self._outcomes[fate] += 1
+            raise
+
+    async def _send_rest(
+        self, pool: Pool[Session], limit: float | None, parts: Parts, content: Content
+    ) -> Receipt:
+        """Send to those the server would not take in one transaction with the others."""
+        while (part := parts.next()) is not None:
+            try:
+                parts.took(await self._send_part(pool, limit, part, content, parts))
+            except MailError as error:
+                parts.failed(part, error)
+        return parts.receipt()
 
     async def _send(self, slot: Slot[Session], envelope: Envelope, content: Content) -> Receipt:
         deadlines = self._deadlines(slot.deadline)
