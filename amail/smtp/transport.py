@@ -22,8 +22,10 @@ from amail.errors import (
     AuthenticationError,
     ConnectError,
     ConnectionLost,
+    MailerClosed,
     MailError,
     NotSent,
+    PoolTimeout,
     ProtocolError,
     SendError,
     SendTimeout,
@@ -31,6 +33,7 @@ from amail.errors import (
     TLSError,
     UsageError,
 )
+from amail.smtp.circuit import Circuit
 from amail.smtp.parts import Parts, is_due_later
 from amail.smtp.pool import Pool
 from amail.smtp.protocol import Deadlines
@@ -55,7 +58,6 @@ _logger = logging.getLogger("amail.smtp")
 _ATTEMPTS = 2
 _JITTER_SECONDS = 0.1
 _BUSY_SECONDS = 60.0
-_CIRCUIT_SECONDS = 60.0
 
 
 class SMTPTransport:
@@ -81,7 +83,9 @@ class SMTPTransport:
         self._watcher: AsyncGenerator[None, None] | None = None
         self._finalizer: weakref.finalize[t.Any, t.Any] | None = None
         self._context_loading: asyncio.Future[ssl.SSLContext] | None = None
-        self._refused_credentials: tuple[float, AuthenticationError] | None = None
+        # Or a thousand senders dial a server that is down, and lock an account.
+        self._server = Circuit(failures=5, seconds=1.0, longest=60.0, patience=10.0)
+        self._credentials = Circuit(failures=1, seconds=60.0, longest=60.0)
         self._outcomes: Counter[Outcome] = Counter()
         self._reconnects = 0
         self._inherited: list[AsyncGenerator[None, None]] = []
@@ -220,30 +224,17 @@ class SMTPTransport:
             session = None
 
     async def _open(self, slot: Slot[Session], deadlines: Deadlines) -> Session:
-        self._check_credentials()
+        """Open a session, unless it is known that the server cannot be had or will not have us."""
+        limit = deadlines.content
         context = await self._tls_context()
-        opener = functools.partial(open_session, self.settings, context, deadlines.content)
-        try:
-            session = await slot.open(opener)
-        except AuthenticationError as error:
-            if error.stage == "auth" and not error.retryable:
-                self._refused_credentials = time.monotonic() + _CIRCUIT_SECONDS, error
-            raise
-        self._refused_credentials = None
-        return session
-
-    def _check_credentials(self) -> None:
-        """Refuse without asking the server for a while, or a thousand senders lock the account."""
-        if self._refused_credentials is None:
-            return
-        until, refusal = self._refused_credentials
-        if time.monotonic() < until:
-            raise AuthenticationError(
-                f"{refusal}; not asked again within {_CIRCUIT_SECONDS:g} s",
-                stage="auth",
-                reply=refusal.reply,
-                relay=refusal.relay,
-            )
+        opener = functools.partial(open_session, self.settings, context, limit)
+        loop = asyncio.get_running_loop()
+        async with (
+            self._credentials.attempt(limit, _refuses_credentials),
+            # A sender in a hurry says nothing about the server.
+            self._server.attempt(limit, lambda e: _is_outage(e) and loop.time() < limit),
+        ):
+            return await slot.open(opener)
 
     def _deadlines(self, limit: float | None) -> Deadlines:
         """Work out, the slot being held now, until when the content and its reply may take."""
@@ -283,6 +274,8 @@ class SMTPTransport:
                     "mailer for each loop, or share one through amail.Portal or SyncMailer"
                 )
             self._forget(pool)
+        self._server.leave_loop()
+        self._credentials.leave_loop()
         settings = self.settings
         pool = self._pool = Pool(
             settings.max_connections,
@@ -348,9 +341,19 @@ class SMTPTransport:
         )
 
 
-def _too_many(error: NotSent) -> bool:
+def _too_many(error: SendError) -> bool:
     """Tell whether the server takes no further session at the moment (421 in place of 220)."""
     return isinstance(error, ServerBusy) and error.stage == "greeting"
+
+
+def _refuses_credentials(error: SendError) -> bool:
+    return isinstance(error, AuthenticationError) and error.stage == "auth" and not error.retryable
+
+
+def _is_outage(error: SendError) -> bool:
+    """Tell whether no session can be had, for any sender, that was not asked for too many."""
+    is_ours = isinstance(error, MailerClosed | PoolTimeout)
+    return not (is_ours or _refuses_credentials(error) or _too_many(error))
 
 
 def _was_stale(error: NotSent) -> bool:

@@ -1,0 +1,135 @@
+"""Circuit: whether a server that failed again and again is worth another try. Knows no SMTP.
+
+    closed ── so many failures in a row ──► open ── its time is over ──► one probe ──► closed, open
+
+While it is open nobody asks the server. When its time is over one sender tries, and what comes of
+that holds for all; the time doubles with each probe that fails. In the first seconds of an outage,
+which may be a restart, senders wait for the probe; later they get the failure at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+import typing as t
+
+from amail.errors import SendError
+
+if t.TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+_logger = logging.getLogger("amail.smtp")
+
+
+class Circuit:
+    """Opens after ``failures`` in a row, for ``seconds`` and then up to ``longest``.
+
+    ``patience``: how long after the first of them senders wait, if the failure may pass. The times
+    are jittered, so that many processes do not come back together.
+    """
+
+    def __init__(
+        self, *, failures: int, seconds: float, longest: float, patience: float = 0.0
+    ) -> None:
+        self._limit = failures
+        self._shortest = seconds
+        self._longest = longest
+        self._patience = patience
+        self._failures = 0
+        self._since = 0.0  # the first failure of the row
+        self._seconds = seconds
+        self._until = 0.0
+        self._last = SendError()
+        self._probing = False
+        self._changed: asyncio.Future[None] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """True while the server is not asked, or by one sender only."""
+        return self._failures >= self._limit
+
+    @contextlib.asynccontextmanager
+    async def attempt(
+        self, deadline: float, counts: Callable[[SendError], bool]
+    ) -> AsyncIterator[None]:
+        """Ask the server inside this. What is raised there and ``counts`` is a failure.
+
+        ``deadline`` is a reading of the loop's clock. Entering may wait until then, and raises an
+        error like the last failure where asking makes no sense now.
+        """
+        is_probe = await self._enter(deadline)
+        try:
+            yield
+        except SendError as error:
+            if counts(error):
+                self._failed(error, is_probe)
+            raise
+        else:
+            if self.is_open:
+                _logger.info("the server is back")
+            self._failures = 0
+            self._seconds = self._shortest
+            self._settle()
+        finally:
+            if is_probe:  # or it was cancelled, or failed for a reason of its own: another may try
+                self._settle()
+
+    def leave_loop(self) -> None:
+        """Forget who waits or probes, for their loop is gone."""
+        self._probing = False
+        self._changed = None
+
+    async def _enter(self, deadline: float) -> bool:
+        """Return when the caller may ask the server, True if that is the probe."""
+        while self.is_open:
+            now = time.monotonic()
+            if now >= self._until and not self._probing:
+                self._probing = True
+                return True
+            left = deadline - asyncio.get_running_loop().time()
+            is_patient = self._last.retryable and now < self._since + self._patience
+            if not is_patient or left <= 0:
+                text = f"{self._last}; not asked again within {max(1, self._until - now):.0f} s"
+                raise _like(self._last, text)
+            await self._change(left if self._probing else min(left, self._until - now))
+        return False
+
+    def _failed(self, error: SendError, is_probe: bool) -> None:
+        now = time.monotonic()
+        was_open = self.is_open
+        if not self._failures:
+            self._since = now
+        self._failures += 1
+        # Not the error itself, whose frames hold a message.
+        self._last = _like(error, str(error))
+        if is_probe:
+            self._seconds = min(self._seconds * 2, self._longest)
+        if is_probe or (self.is_open and not was_open):
+            self._until = now + self._seconds * random.uniform(1.0, 1.2)  # noqa: S311
+            _logger.warning("not asked again for %.0f s: %s", self._until - now, error)
+
+    def _settle(self) -> None:
+        """Have those who wait look again."""
+        self._probing = False
+        changed, self._changed = self._changed, None
+        if changed is not None:
+            changed.set_result(None)
+
+    async def _change(self, seconds: float) -> None:
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        await asyncio.wait({self._changed}, timeout=max(0.0, seconds))
+
+
+def _like(error: SendError, text: str) -> SendError:
+    """Return an error of the same kind: what it says of the server, nothing of a message."""
+    return type(error)(
+        text,
+        stage=error.stage,
+        reply=error.reply,
+        retryable=error.retryable,
+        relay=error.relay,
+    )
