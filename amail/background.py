@@ -10,11 +10,14 @@ import concurrent.futures
 import contextlib
 import contextvars
 import logging
+import sys
 import threading
+import time
 
 _logger = logging.getLogger("amail")
 
 _RESOLVERS = 2
+_HELD_UP_SECONDS = 1.0
 
 
 class BackgroundLoop:
@@ -28,6 +31,8 @@ class BackgroundLoop:
         )
         self._thread.start()
         self.loop = started.result()
+        self._asked_at: float | None = None
+        self._said = False
 
     @property
     def is_alive(self) -> bool:
@@ -38,6 +43,36 @@ class BackgroundLoop:
     def is_here(self) -> bool:
         """True in code that runs on this loop."""
         return threading.current_thread() is self._thread
+
+    @property
+    def lag(self) -> float:
+        """Seconds for which the loop has not come to what it was asked; 0.0 when it has."""
+        asked_at = self._asked_at
+        return 0.0 if asked_at is None else time.monotonic() - asked_at
+
+    def watch(self) -> None:
+        """Measure the lag from now on, and say once where a loop that hangs is held up.
+
+        Whatever runs in it should never block: a receiver or a token source that does holds up
+        every message of the process.
+        """
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self.loop.call_soon_threadsafe(self._answer, context=contextvars.Context())
+        elif self.lag > _HELD_UP_SECONDS and not self._said:
+            self._said = True
+            text = "the background loop has been held up for %.1f s by %s"
+            _logger.warning(text, self.lag, self._where())
+
+    def _answer(self) -> None:
+        self._asked_at = None
+        self._said = False
+
+    def _where(self) -> str:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None:
+            return "nobody knows what"
+        return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
     def stop(self) -> None:
         """Have the loop end once its tasks were cancelled. Returns at once."""

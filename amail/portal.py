@@ -71,6 +71,19 @@ class Portal:
         """True in code that runs on the portal's own loop."""
         return self._background is not None and self._background.is_here
 
+    @property
+    def lag(self) -> float:
+        """Seconds for which the loop has not answered, since this or a call asked it first.
+
+        For a monitor that looks every few seconds: far below one unless something holds up the
+        loop; then the log says what.
+        """
+        background = self._background if self._pid == os.getpid() else None
+        if background is None or not background.is_alive:
+            return 0.0
+        background.watch()
+        return background.lag
+
     def submit(self, coroutine: Coroutine[t.Any, t.Any, T]) -> concurrent.futures.Future[T]:
         """Start a coroutine on the portal's loop, with the caller's context variables.
 
@@ -78,8 +91,9 @@ class Portal:
         started any more, because the interpreter is shutting down.
         """
         try:
-            with self._running_loop() as loop:
-                call = asyncio.run_coroutine_threadsafe(coroutine, loop)
+            with self._running_loop() as background:
+                background.watch()
+                call = asyncio.run_coroutine_threadsafe(coroutine, background.loop)
                 self._calls.add(call)
         except BaseException:
             coroutine.close()
@@ -191,7 +205,7 @@ class Portal:
         self._calls.discard(call)
 
     @contextlib.contextmanager
-    def _running_loop(self) -> Iterator[asyncio.AbstractEventLoop]:
+    def _running_loop(self) -> Iterator[BackgroundLoop]:
         """Have the loop, which is not closed in here."""
         if self._pid != os.getpid():
             self._start_anew()  # forked by something that runs no hooks
@@ -200,7 +214,7 @@ class Portal:
                 self._start()
             if self._background is None:
                 raise UsageError("the background loop could not be started")
-            yield self._background.loop
+            yield self._background
 
     def _start(self) -> None:
         try:

@@ -751,6 +751,33 @@ async def test_c31_a_task_that_wants_to_end_the_process_ends_nothing_but_itself(
     assert "tried to end it" in caplog.text
 
 
+async def test_c31_a_portal_whose_loop_is_held_up_shows_its_lag_and_says_by_what(
+    portal: Portal, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert portal.lag == 0
+    started, go_on = threading.Event(), threading.Event()
+
+    async def hold_up() -> None:
+        started.set()
+        go_on.wait(30)
+
+    async def nothing() -> None:
+        pass
+
+    held = portal.submit(hold_up())
+    assert await asyncio.to_thread(started.wait, 30)
+    while portal.lag < 1.1:
+        await asyncio.sleep(0.05)
+    submitted = [portal.submit(nothing()) for _ in range(3)]
+    go_on.set()
+    await asyncio.gather(*map(asyncio.wrap_future, [held, *submitted]))
+    await portal.call(nothing())
+    assert portal.lag < 1.1
+    (record,) = [each for each in caplog.records if "held up" in each.getMessage()]
+    # It waits in threading, where the kernel is asked.
+    assert "threading.py" in record.getMessage()
+
+
 def test_threads_that_cannot_be_started_leave_none_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     before = set(threading.enumerate())
     start = threading.Thread.start
