@@ -90,6 +90,7 @@ class SendError(MailError):
     """
 
     outcome: t.ClassVar[Outcome]
+    stage: Stage | None
 
     def __init__(
         self,

@@ -76,7 +76,12 @@ def printable(text: str, limit: int = 500) -> str:
 
     What a server says may hold anything, a line break that would begin another log record too.
     """
-    cut = text[:limit]
-    if not cut.isprintable():
-        cut = "".join([point if point.isprintable() else ascii(point)[1:-1] for point in cut])
-    return cut if len(text) <= limit else f"{cut}..."
+    if len(text) <= limit and text.isprintable():
+        return text
+    shown = ""
+    for point in text[: limit + 1]:
+        escaped = point if point.isprintable() else ascii(point)[1:-1]
+        if len(shown) + len(escaped) > limit:
+            return f"{shown}..."
+        shown += escaped
+    return shown

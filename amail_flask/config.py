@@ -195,9 +195,9 @@ class MailConfig:
                 "is TLS from the start (port 465)"
             )
         if use_tls and port == 465:
-            warnings.warn("MAIL_PORT 465 is usually spoken with MAIL_USE_SSL", stacklevel=6)
+            warnings.warn("MAIL_PORT 465 is usually spoken with MAIL_USE_SSL", stacklevel=7)
         if use_ssl and port == 587:
-            warnings.warn("MAIL_PORT 587 is usually spoken with MAIL_USE_TLS", stacklevel=6)
+            warnings.warn("MAIL_PORT 587 is usually spoken with MAIL_USE_TLS", stacklevel=7)
         if use_tls:
             return "starttls"
         return "implicit" if use_ssl else None
@@ -215,4 +215,4 @@ def _in_our_words(text: str) -> str:
 def _warn_unknown(name: str) -> None:
     close = difflib.get_close_matches(name, KEYS, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    warnings.warn(f"{name} is no key of amail_flask{hint}", stacklevel=5)
+    warnings.warn(f"{name} is no key of amail_flask{hint}", stacklevel=6)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
 import typing as t
 
 import pytest
 
 from tests.judges import node
-from tests.musts import watching
-from tests.servers.postfix import postfix_server
+from tests.loops import LOOPS
+from tests.musts import LogWatch, watching
+from tests.servers.authority import Authority
+from tests.servers.postfix import PUNISHING, postfix_server
 from tests.servers.sink import smtp_sink
 
 if t.TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    import asyncio
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.musts import Musts
@@ -27,6 +31,31 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def log_watch() -> Iterator[LogWatch]:
+    """Look for canaries in everything that the whole suite logs."""
+    with LogWatch() as watch:
+        yield watch
+    watch.check()
+
+
+@pytest.fixture(autouse=True)
+def logs_keep_secrets(log_watch: LogWatch) -> Iterator[None]:
+    """Fail the test during which a canary was logged (N5)."""
+    yield
+    log_watch.check()
+
+
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run each test in the loop that AMAIL_LOOP names: asyncio (the default), eager, uvloop."""
+    # What sets the clock of the loop needs one written in Python.
+    needs_asyncio = "clock" in getattr(item, "fixturenames", ())
+    name = "asyncio" if needs_asyncio else os.environ.get("AMAIL_LOOP", "asyncio")
+    return {name: LOOPS[name]}
+
+
 @pytest.fixture
 async def musts(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Musts]:
     """Check after the test what no send may ever do: see tests/musts.py."""
@@ -35,9 +64,15 @@ async def musts(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Musts]:
 
 
 @pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs the certificates of the tests' servers."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
 def running_postfix() -> Iterator[PostfixServer]:
-    """One Postfix for all tests that need it."""
-    with postfix_server() as server:
+    """One Postfix for all tests that need it, with a port for each way it punishes its clients."""
+    with postfix_server(PUNISHING) as server:
         yield server
 
 

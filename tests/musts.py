@@ -11,7 +11,8 @@ A test asks for the fixture ``musts``, registers its servers, and gets its outco
 N1 no second copy, N2 no body under another's envelope, N3 one outcome and one that is true:
     messages that carry a token in envelope and content are compared with the outcomes.
 N4 no task and no descriptor left, no exception that nobody retrieved.
-N5 no canary in a log, an exception, a traceback, a frame's locals, a repr.
+N5 no canary in a log, an exception, a traceback, a frame's locals, a repr. What is logged is looked
+    at in every test, whether it asks for ``musts`` or not: ``LogWatch``.
 N6 no clear-text command but EHLO, STARTTLS and QUIT where ``watch(..., tls_required=True)``.
 N7 nothing raised but MailErrors: ``outcome_of``.
 N8 no callback that holds up the loop. N9 ``within``: no wait past its deadline.
@@ -27,6 +28,7 @@ import base64
 import contextlib
 import gc
 import itertools
+import logging
 import os
 import re
 import threading
@@ -68,13 +70,20 @@ def _forms(secret: str) -> list[str]:
     return forms
 
 
-_CANARIES = [(secret, form) for secret in (PASSWORD, BODY) for form in _forms(secret)]
+_CANARIES = {form: secret for secret in (PASSWORD, BODY) for form in _forms(secret)}
+_CANARY = re.compile("|".join(map(re.escape, _CANARIES)))
+
+
+def canary_in(text: str) -> str | None:
+    """Return which canary can be read in a text, and in which form; None if there is none."""
+    found = _CANARY.search(text)
+    return found and f"{_CANARIES[found[0]]!r} (as {found[0]!r})"
 
 
 def assert_no_canary(text: str, where: str) -> None:
     """Fail if a password or a body can be read in a text."""
-    for secret, form in _CANARIES:
-        assert form not in text, f"N5: {secret!r} (as {form!r}) shows in {where}"
+    found = canary_in(text)
+    assert found is None, f"N5: {found} shows in {where}"
 
 
 def assert_keeps_secrets(error: BaseException) -> None:
@@ -92,13 +101,57 @@ def assert_keeps_secrets(error: BaseException) -> None:
         seen.add(id(each))
         waiting += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
         name = type(each).__name__
-        assert_no_canary(f"{each!r} {each.args!r} {vars(each)!r}", f"{name} or its attributes")
+        text = f"{each} {each!r} {each.args!r} {vars(each)!r}"  # its notes are an attribute
+        assert_no_canary(text, f"{name} or its attributes")
         for frame, _ in traceback.walk_tb(each.__traceback__):
             code = frame.f_code
             if not any(part in code.co_filename for part in _OWN_FILES):
                 for variable, value in frame.f_locals.items():
                     where = f"local {variable!r} of {code.co_qualname} in the traceback of {name}"
                     assert_no_canary(_repr(value), where)
+
+
+def assert_record_keeps_secrets(record: logging.LogRecord) -> None:
+    """Fail if a canary can be read in a log record, or in the exception that came with it."""
+    text = f"{record.getMessage()} {record.args!r} {vars(record)!r}"
+    assert_no_canary(text, f"a log record of {record.name}")
+    if record.exc_info and record.exc_info[1]:
+        assert_keeps_secrets(record.exc_info[1])
+
+
+class LogWatch(logging.Handler):
+    """Looks for canaries in every record of every logger, with all that "amail" has to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: list[str] = []
+
+    def __enter__(self) -> t.Self:
+        self._level = (logger := logging.getLogger("amail")).level
+        logger.setLevel(logging.DEBUG)
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        logging.getLogger().removeHandler(self)
+        logging.getLogger("amail").setLevel(self._level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note what is wrong; an exception here would end in whoever logs."""
+        try:
+            assert_record_keeps_secrets(record)
+        except Exception as error:  # also of one that cannot be formatted
+            self._found.append(str(error))
+
+    def check(self) -> None:
+        """Fail if a canary was logged since the last time."""
+        found = self.take()
+        assert not found, "\n".join(found)
+
+    def take(self) -> list[str]:
+        """Return what was found since the last time, and forget it."""
+        found, self._found = self._found, []
+        return found
 
 
 def _repr(value: object) -> str:
@@ -208,12 +261,14 @@ class LoopWatch:
 def _descriptors() -> set[tuple[str, str]]:
     """What this process holds open. Empty where there is no /proc."""
     held = set()
+    knows_its_own = isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop)
     folder = "/proc/self/fd"
     for number in os.listdir(folder) if os.path.isdir(folder) else ():
         with contextlib.suppress(OSError):
             target = os.readlink(f"{folder}/{number}")
             if not target.startswith("/proc/"):  # the listing itself
-                held.add((number, target))
+                # uvloop has another pair of sockets, with the same numbers, whenever it is run.
+                held.add((number, target if knows_its_own else target.partition(":")[0]))
     return held
 
 
@@ -320,10 +375,7 @@ class Musts:
         for record in itertools.chain(
             self._caplog.get_records("setup"), self._caplog.get_records("call")
         ):
-            text = f"{record.getMessage()} {record.args!r} {vars(record)!r}"
-            assert_no_canary(text, f"a log record of {record.name}")
-            if record.exc_info and record.exc_info[1]:
-                assert_keeps_secrets(record.exc_info[1])
+            assert_record_keeps_secrets(record)
             loud = record.name == "asyncio" and record.levelname in {"ERROR", "CRITICAL"}
             assert not loud, f"N4: asyncio complains: {record.getMessage()}"
 
@@ -343,10 +395,23 @@ class Musts:
         assert not self.loop_watch.blocked, f"N8: held up: {self.loop_watch.blocked}"
 
 
+async def _warm_up() -> None:
+    """Have the loop open what it keeps for itself: uvloop does with the first connection."""
+    if isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
+        return
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    async with server:
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.close()
+        await writer.wait_closed()
+    await asyncio.to_thread(int)
+
+
 @contextlib.asynccontextmanager
 async def watching(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Musts]:
     """Watch what happens inside, and check everything at the end."""
     caplog.set_level("DEBUG", logger="amail")
+    await _warm_up()
     musts = Musts(caplog)
     with musts.loop_watch:
         yield musts

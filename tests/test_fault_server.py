@@ -755,6 +755,57 @@ async def test_auth_is_checked_and_its_secrets_are_not_kept(lines: list[str], co
     assert noted.count("<redacted>") == len(lines) - (len(lines[0].split(" ")) == 2)
 
 
+def bearer(token: str, *, rfc: bool = False) -> str:
+    """The initial response of XOAUTH2, or that of RFC 7628."""
+    start = "n,a=ada,\x01host=127.0.0.1\x01port=25" if rfc else "user=ada"
+    return base64.b64encode(f"{start}\x01auth=Bearer {token}\x01\x01".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        (["AUTH XOAUTH2 " + bearer(CANARY)], "235"),
+        (["AUTH xoauth2", bearer(CANARY)], "235"),
+        (["AUTH OAUTHBEARER " + bearer(CANARY, rfc=True)], "235"),
+        (["AUTH XOAUTH2 " + bearer("wrong")], "334"),
+        (["AUTH XOAUTH2 " + bearer("wrong"), ""], "535"),
+        (["AUTH OAUTHBEARER " + bearer("wrong", rfc=True), "AQ=="], "535"),
+        (["AUTH XOAUTH2 " + bearer(CANARY, rfc=True)], "501"),
+        (["AUTH OAUTHBEARER " + bearer(CANARY)], "501"),
+        (["AUTH PLAIN " + plain("ada", CANARY)], "504"),
+    ],
+)
+async def test_a_token_is_checked(lines: list[str], code: str) -> None:
+    async with FaultServer(tokens={"ada": CANARY}) as server, greeted(server) as client:
+        assert "AUTH XOAUTH2 OAUTHBEARER" in await client.say("EHLO client.test")
+        assert (await client.say(*lines)).startswith(code)
+        assert server.violations == []
+
+
+async def test_only_the_mechanisms_written_into_the_extensions_are_offered() -> None:
+    server = FaultServer(extensions=("AUTH LOGIN",), users={"ada": CANARY})
+    async with server, greeted(server) as client:
+        assert "AUTH LOGIN" in (await client.say("EHLO client.test")).split("\n")[-1]
+        assert (await client.say("AUTH PLAIN " + plain("ada", CANARY))).startswith("504")
+
+
+@pytest.mark.parametrize(
+    ("lines", "violation"),
+    [
+        (["AUTH XOAUTH2 " + bearer("wrong"), "AQ=="], "XOAUTH2 is not answered with ''"),
+        (["AUTH XOAUTH2 " + bearer("x" * 500), ""], "too long for a command"),
+        (["AUTH XOAUTH2", bearer("x" * 10_000), ""], "response to a challenge too long"),
+    ],
+)
+async def test_what_a_client_does_wrong_with_a_token_is_noted(
+    lines: list[str], violation: str
+) -> None:
+    async with FaultServer(tokens={"ada": CANARY}) as server, greeted(server) as client:
+        await client.say("EHLO client.test")
+        assert (await client.say(*lines)).startswith("535")
+        assert [violation in sentence for sentence in server.violations] == [True]
+
+
 async def test_mail_is_refused_before_a_required_auth() -> None:
     server = FaultServer(users={"ada": CANARY}, auth_required=True)
     async with server, greeted(server) as client:

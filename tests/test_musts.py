@@ -19,7 +19,15 @@ from amail.envelope import Envelope
 from amail.errors import ConnectionLost, DeliveryUnknown, MailError, MessageRejected
 from amail.receipt import Receipt, Reply
 from amail.testing import Close, FaultServer
-from tests.musts import BODY, PASSWORD, Musts, assert_keeps_secrets, assert_no_canary, watching
+from tests.musts import (
+    BODY,
+    PASSWORD,
+    LogWatch,
+    Musts,
+    assert_keeps_secrets,
+    assert_no_canary,
+    watching,
+)
 
 if t.TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -160,9 +168,29 @@ def test_n5_sees_canaries_in_causes_attributes_notes_and_locals() -> None:
             assert_keeps_secrets(error)
 
 
-async def test_n5_sees_a_canary_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_n5_sees_a_canary_in_the_log(
+    caplog: pytest.LogCaptureFixture, log_watch: LogWatch
+) -> None:
     async with fails(caplog, "N5: .*log record of amail.smtp"):
         logging.getLogger("amail.smtp").debug("AUTH %s", PASSWORD)
+    log_watch.take()
+
+
+@pytest.mark.parametrize("logger", ["amail", "amail.smtp", "asyncio", "any.other"])
+def test_n5_is_looked_for_in_the_log_of_every_test(logger: str, log_watch: LogWatch) -> None:
+    level = logging.WARNING if "amail" not in logger else logging.DEBUG
+    logging.getLogger(logger).log(level, "AUTH PLAIN %s", hidden(b"\0ada\0"))
+    logging.getLogger(logger).log(level, "nothing")
+    with pytest.raises(AssertionError, match=f"N5: .*log record of {logger}$"):
+        log_watch.check()
+    log_watch.check()
+
+
+def test_n5_is_looked_for_in_logged_exceptions(log_watch: LogWatch) -> None:
+    error = ConnectionLost("gone")
+    error.__cause__ = KeyError(PASSWORD)
+    logging.getLogger("amail").error("it failed", exc_info=error)
+    assert len(log_watch.take()) == 1
 
 
 async def test_n6_sees_a_command_in_the_clear(caplog: pytest.LogCaptureFixture) -> None:

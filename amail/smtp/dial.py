@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import socket
-import threading
 import typing as t
 
 import aiohappyeyeballs
 
 from amail.errors import ConfigError, ConnectError, SendTimeout
+from amail.threads import in_daemon_thread
 
 if t.TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,39 +77,11 @@ async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
 
 
 async def _resolve(host: str, port: int) -> Sequence[AddrInfo]:
-    """Look a name up without the loop's executor.
-
-    A resolver that never answers would hold the exit of the process, which waits for the threads of
-    executors. Where no thread can be started any more, the executor's may be running already.
-    """
+    """Look a name up. A resolver that never answers does not hold the exit of the process."""
     with contextlib.suppress(ValueError):
         return [_numeric(ipaddress.ip_address(host), port)]
-    loop = asyncio.get_running_loop()
-    found: asyncio.Future[Sequence[AddrInfo]] = loop.create_future()
-
-    def settle(addresses: Sequence[AddrInfo], error: Exception | None) -> None:
-        if found.done():
-            return
-        if error is None:
-            found.set_result(addresses)
-        else:
-            found.set_exception(error)
-
-    def look_up() -> None:
-        addresses: Sequence[AddrInfo] = []
-        failure = None
-        try:
-            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except Exception as error:  # noqa: BLE001 - raised where it is awaited
-            failure = error
-        with contextlib.suppress(RuntimeError):  # nobody waits any more
-            loop.call_soon_threadsafe(settle, addresses, failure)
-
-    try:
-        threading.Thread(target=look_up, name="amail-resolver", daemon=True).start()
-    except RuntimeError:
-        return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return await found
+    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    return await in_daemon_thread(look_up, "amail-resolver")
 
 
 def _numeric(address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> AddrInfo:

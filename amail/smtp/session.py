@@ -2,7 +2,7 @@
 
 Opening is greeting, EHLO, STARTTLS, TLS, AUTH; each failure knows its stage because each stage is a
 call of its own, and what went wrong is told by types and codes, never by a text. Then the protocol
-takes over the transport and aiosmtplib's object is let go, which never had the password.
+takes over the transport and aiosmtplib's object is let go, which kept no password and no token.
 
 A session ends in one of three ways: ``quit`` (politely), ``abort`` (at once), ``forget`` (its loop
 or process is gone: not an octet is written).
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import inspect
 import ipaddress
 import logging
 import random
@@ -36,8 +37,10 @@ from amail.errors import (
     ServerBusy,
     TLSError,
 )
+from amail.frames import drop_frames
 from amail.receipt import Receipt, Reply
 from amail.smtp import commands
+from amail.smtp.auth import Exchange, check_token, choose_mechanism, no_token, refusal
 from amail.smtp.dial import dial
 from amail.smtp.extensions import Extensions
 from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
@@ -47,7 +50,7 @@ if t.TYPE_CHECKING:
     from amail.envelope import Envelope
     from amail.errors import Outcome, SendError, Stage
     from amail.mime import Content
-    from amail.smtp.settings import SMTPSettings
+    from amail.smtp.settings import SMTPSettings, TokenSource
 
 _logger = logging.getLogger("amail.smtp")
 
@@ -225,7 +228,7 @@ async def open_session(
         return await asyncio.shield(task)
     except BaseException:
         opening.abort()
-        if opening.is_dialing:
+        if not opening.waits_for_server:
             task.cancel()
         task.add_done_callback(_let_go)
         raise
@@ -250,11 +253,13 @@ class _Opening:
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self._handshake_is_late = False
+        self._asks_for_token = False
+        self._exchange: Exchange | None = None
 
     @property
-    def is_dialing(self) -> bool:
-        """True as long as there is no connection that could be dropped."""
-        return self._socket is None
+    def waits_for_server(self) -> bool:
+        """True while dropping the connection is enough to end it."""
+        return self._socket is not None and not self._asks_for_token
 
     def abort(self) -> None:
         """Drop the connection: whatever waits for the server ends at once.
@@ -293,12 +298,14 @@ class _Opening:
             return self._take_over(smtp)
         except MailError as error:
             self._leave(smtp, error)
+            if self.stage == "auth":
+                drop_frames(error)
             raise
         except Exception as error:
             translated = self._translated(error)
             self._leave(smtp, translated)
             if self.stage == "auth":
-                _drop_frames(error)
+                drop_frames(error)
             raise translated from error
 
     def _leave(self, smtp: aiosmtplib.SMTP, error: MailError) -> None:
@@ -381,25 +388,68 @@ class _Opening:
             )
 
     async def _authenticate(self, smtp: aiosmtplib.SMTP) -> None:
+        """Say who we are, once. Frames from here on hold secrets: ``run`` drops them."""
         settings = self._settings
-        if not isinstance(settings.username, str) or not isinstance(settings.password, str):
-            raise ConfigError("username and password: both are needed")
         if settings.effective_tls == "none":
             self._check_clear_text(smtp)
-        offered = smtp.server_auth_methods
-        timeout = self._within(settings.command_timeout)
-        if "plain" in offered:
-            await smtp.auth_plain(settings.username, settings.password, timeout=timeout)
-        elif "login" in offered:
-            await smtp.auth_login(settings.username, settings.password, timeout=timeout)
-        else:
-            where = "" if settings.effective_tls != "none" else " without TLS"
-            raise AuthenticationError(
-                f"{settings.relay} does not offer AUTH PLAIN or LOGIN{where}, while username and "
-                "password are set; leave them out or set tls",
-                stage="auth",
-                relay=settings.relay,
+        mechanism = choose_mechanism(settings, smtp.server_auth_methods)
+        timeout = settings.command_timeout
+        exchange = self._exchange = Exchange(mechanism, settings, await self._secret())
+        response = await smtp.execute_command(*exchange.command, timeout=self._within(timeout))
+        while response.code == 334 and exchange.has_answer:
+            response = await smtp.execute_command(
+                exchange.answer(response.message), timeout=self._within(timeout)
             )
+        if response.code == 235:
+            return
+        reply = self._reply(response.code, response.message)
+        if not 400 <= reply.code < 600:
+            raise self._refused(reply)
+        if reply.permanent:
+            self._forget_token()
+        raise refusal(settings, reply, exchange.complaint)
+
+    async def _secret(self) -> str:
+        settings = self._settings
+        if settings.oauth_token is not None:
+            return await self._token_of(settings.oauth_token)
+        if settings.password is None:
+            raise ConfigError("password: is missing, while username is set")
+        return settings.password
+
+    async def _token_of(self, source: TokenSource) -> str:
+        """Ask a token source. Raises AuthenticationError, and SendTimeout if it does not answer."""
+        relay, seconds = self._settings.relay, self._within(self._settings.command_timeout)
+        limit = asyncio.timeout(seconds)
+        self._asks_for_token = True
+        try:
+            async with limit:
+                asked: object = source()
+                if not inspect.isawaitable(asked):
+                    what = type(asked).__name__
+                    raise ConfigError(f"it is no async function, for its call returns {what}")
+                return check_token(await asked)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise no_token(error, relay) from error  # it was the source that was cancelled
+        except Exception as error:
+            if not limit.expired():
+                raise no_token(error, relay) from error
+            text = f"{relay}: the token source (oauth_token) did not answer within {seconds:g} s"
+            raise SendTimeout(text, stage="auth", retryable=True, relay=relay) from error
+        finally:
+            self._asks_for_token = False
+
+    def _forget_token(self) -> None:
+        """Have a source that keeps its token ask for another one next time."""
+        forget = getattr(self._settings.oauth_token, "forget", None)
+        try:
+            if callable(forget):
+                forget()
+        except Exception as error:  # noqa: BLE001 - the server's refusal is what counts
+            _logger.warning("oauth_token.forget() raised %s", type(error).__name__)
 
     def _check_clear_text(self, smtp: aiosmtplib.SMTP) -> None:
         """Credentials go over clear text inside this machine, or where that was clearly wanted."""
@@ -414,7 +464,7 @@ class _Opening:
             _warn_of_clear_text()
             return
         raise ConfigError(
-            f"username and password would go to {settings.relay} in the clear. Write either of:\n"
+            f"credentials would go to {settings.relay} in the clear. Write either of:\n"
             '    tls="starttls"             (or "implicit", port 465)\n'
             "    allow_insecure_auth=True   (anybody on the way can read them)"
         )
@@ -446,7 +496,7 @@ class _Opening:
     def _translated(self, error: Exception) -> SendError:
         """Say in our words what aiosmtplib or asyncio raised at the stage we stand at."""
         if isinstance(error, aiosmtplib.SMTPResponseException) and error.code > 0:
-            return self._refused(_reply(error))
+            return self._refused(self._reply(error.code, error.message))
         relay, stage = self._settings.relay, self.stage
         details: dict[str, t.Any] = {"stage": stage, "relay": relay, "retryable": True}
         if not isinstance(error, aiosmtplib.SMTPException | OSError):
@@ -469,6 +519,12 @@ class _Opening:
             return TLSError(f"{relay} broke off the TLS handshake", **details)
         return ConnectionLost(f"{relay} closed the connection at the stage {stage!r}", **details)
 
+    def _reply(self, code: int, message: str) -> Reply:
+        text = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if self._exchange is not None:
+            text = self._exchange.showable(text)
+        return Reply.from_lines(code, text.split("\n"))
+
     def _refused(self, reply: Reply) -> SendError:
         relay, stage = self._settings.relay, self.stage
         details: dict[str, t.Any] = {
@@ -479,12 +535,10 @@ class _Opening:
         }
         kind: type[NotSent]
         match stage:
-            case _ if 200 <= reply.code < 400:
+            case _ if not 400 <= reply.code < 600:
                 kind, text = ProtocolError, "answers what does not belong there"
             case "starttls":
                 kind, text = TLSError, "refuses STARTTLS"
-            case "auth":
-                kind, text = AuthenticationError, "does not accept username and password"
             case _ if reply.transient:
                 kind, text = ServerBusy, "has no time for us now"
             case "ehlo":
@@ -509,23 +563,9 @@ class _Opening:
         return TLSError(f"{relay}: no TLS session: {reason}", **details)
 
 
-def _drop_frames(error: BaseException | None) -> None:
-    """Take the frames out of a chain of exceptions: aiosmtplib's hold the credentials."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-
-
-def _reply(error: aiosmtplib.SMTPResponseException) -> Reply:
-    text = error.message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return Reply.from_lines(error.code, text.split("\n"))
-
-
 @functools.cache  # once a process
 def _warn_of_clear_text() -> None:
-    _logger.warning(
-        "username and password go over a private network in the clear, as tls none asks"
-    )
+    _logger.warning("credentials go over a private network in the clear, as tls none asks")
 
 
 def _is_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -12,14 +12,21 @@ import os
 import re
 import ssl
 import typing as t
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import idna
 
 from amail.errors import ConfigError
+from amail.secret import Secret, hides_arguments
 
 TLSMode: t.TypeAlias = t.Literal["none", "starttls", "implicit"]
+TokenSource: t.TypeAlias = Callable[[], Awaitable[str]]
+"""Returns an OAuth 2.0 access token; called in the mail loop, each time a session is opened.
+
+It may have a method ``forget()``, called when the server did not accept the token.
+"""
 
 _TLS_MODES: t.Final[tuple[TLSMode, ...]] = t.get_args(TLSMode)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -38,6 +45,7 @@ class SMTPOptions(t.TypedDict, total=False):
     port: int | None
     username: str | None
     password: str | None
+    oauth_token: TokenSource | None
     tls: TLSMode | None
     tls_verify: bool
     tls_server_name: str | None
@@ -66,9 +74,10 @@ class SMTPSettings:
     """How to reach one SMTP server, and how to behave towards it.
 
     Where: ``host`` and ``port``, or ``socket_path`` of a Unix domain socket; ``source_address`` is
-    the local IP address to bind. Who: ``username`` and ``password``; they go over clear text to a
-    loopback peer, to a private network only where ``tls="none"`` is written, else only with
-    ``allow_insecure_auth``. ``local_hostname`` is the name in EHLO.
+    the local IP address to bind. Who: ``username`` and ``password``, or ``username`` and
+    ``oauth_token``, an async callable that returns an access token (see ``amail.oauth2``). They go
+    over clear text to a loopback peer, to a private network only where ``tls="none"`` is written,
+    else only with ``allow_insecure_auth``. ``local_hostname`` is the name in EHLO.
 
     ``tls`` is "none", "starttls" or "implicit"; None infers it: port 465 means implicit, 587
     starttls, a loopback host none, any other port starttls where there are credentials. STARTTLS is
@@ -93,6 +102,7 @@ class SMTPSettings:
     port: int | None = None
     username: str | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
+    oauth_token: TokenSource | None = field(default=None, repr=False, kw_only=True)
     tls: TLSMode | None = None
     tls_verify: bool = True
     tls_server_name: str | None = None
@@ -155,6 +165,7 @@ class SMTPSettings:
         _ssl_context("ssl_context", self.ssl_context)
 
     @classmethod
+    @hides_arguments
     def from_url(cls, url: str, **options: t.Unpack[SMTPOptions]) -> SMTPSettings:
         """Read "smtp://user:password@host:port?option=value"; smtps:// is implicit TLS.
 
@@ -217,10 +228,30 @@ class SMTPSettings:
                 raise ConfigError(f"{name}: holds a control character (a trailing newline?)")
             if _SURROGATE.search(value):
                 raise ConfigError(f"{name}: cannot be written in UTF-8")
-        if self.username and self.password is None:
+        if self.password is not None:
+            object.__setattr__(self, "password", Secret(self.password))
+        if self.oauth_token is not None:
+            self._check_oauth_token()
+        elif self.username and self.password is None:
             raise ConfigError("password: is missing, while username is set")
         if self.password is not None and not self.username:
             raise ConfigError("username: is missing, while password is set")
+
+    def _check_oauth_token(self) -> None:
+        if not callable(self.oauth_token):
+            raise ConfigError(
+                "oauth_token: must be an async function that returns the access token, not "
+                f"{type(self.oauth_token).__name__}; for one that never changes write "
+                "amail.oauth2.static_token(...)"
+            )
+        if self.password is not None:
+            raise ConfigError("password: leave it out, oauth_token is in its place")
+        if not self.username:
+            raise ConfigError("username: is missing, while oauth_token is set")
+
+
+# The one that was generated has the password among its arguments.
+SMTPSettings.__init__ = hides_arguments(SMTPSettings.__init__)  # type: ignore[method-assign]
 
 
 def _host(name: str, host: object) -> str:

@@ -63,9 +63,11 @@ class FaultServer:
 
     ``extensions``: the EHLO keywords offered. ``tls``: a server's SSLContext; STARTTLS is offered,
     or with ``implicit`` TLS spoken from the first octet. ``users``: user names and passwords, AUTH
-    PLAIN and LOGIN are offered (only inside TLS if there is ``tls``); with ``auth_required`` MAIL
-    is refused before. ``receive_buffer``: octets the kernel buffers for a connection, small where
-    a window shall close soon. ``keep_credentials``: do not cut them out of ``commands``.
+    PLAIN and LOGIN are offered (only inside TLS if there is ``tls``). ``tokens``: user names and
+    access tokens, XOAUTH2 and OAUTHBEARER are offered. For other mechanisms, write "AUTH ..." into
+    ``extensions``. With ``auth_required`` MAIL is refused before. ``receive_buffer``: octets the
+    kernel buffers for a connection, small where a window shall close soon. ``keep_credentials``: do
+    not cut them out of ``commands``.
 
     What a test looks at: ``messages`` (held), ``commands``, ``violations`` (sentences, each naming
     its connection), ``connections`` (opened so far), ``open_connections``. All may be read from
@@ -80,6 +82,7 @@ class FaultServer:
         tls: ssl.SSLContext | None = None,
         implicit: bool = False,
         users: Mapping[str, str] | None = None,
+        tokens: Mapping[str, str] | None = None,
         auth_required: bool = False,
         receive_buffer: int | None = None,
         keep_credentials: bool = False,
@@ -93,6 +96,7 @@ class FaultServer:
         self.tls = tls
         self.implicit = implicit
         self.users = dict(users or {})
+        self.tokens = dict(tokens or {})
         self.auth_required = auth_required
         self.receive_buffer = receive_buffer
         self.keep_credentials = keep_credentials
@@ -104,7 +108,8 @@ class FaultServer:
         self._times: Counter[Stage] = Counter()
         self._reached: Counter[Stage] = Counter()
         self._mails = 0
-        self._sessions: dict[Session, asyncio.Task[None]] = {}
+        self._sessions: set[Session] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self._waiting: set[asyncio.Future[None]] = set()
         self._failure: Exception | None = None
         self._listener: asyncio.Server | None = None
@@ -160,9 +165,9 @@ class FaultServer:
         """
         if self._listener:
             self._listener.close()
-            for session in self._sessions:
+            for session in list(self._sessions):
                 session.wire.abort()
-            await asyncio.gather(*self._sessions.values())
+            await asyncio.gather(*self._serving)
             await self._listener.wait_closed()
             self._listener = None
         if self._failure:
@@ -281,7 +286,10 @@ class FaultServer:
     def _opened(self, wire: Wire) -> None:
         self.connections += 1
         session = Session(self, wire, self.connections)
-        self._sessions[session] = asyncio.get_running_loop().create_task(self._serve(session))
+        self._sessions.add(session)  # before it is served, which an eager task is at once
+        task = asyncio.get_running_loop().create_task(self._serve(session))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, session: Session) -> None:
         try:
@@ -292,7 +300,7 @@ class FaultServer:
             try:
                 await session.wire.wait_closed()
             finally:
-                del self._sessions[session]
+                self._sessions.discard(session)
                 self.notify()
 
     def _release(self) -> None:

@@ -1,12 +1,13 @@
 """One client's session at a FaultServer: commands in, replies out, violations noted.
 
-The server's side of RFC 5321, with RFC 1870, 2920, 3207, 4954, 6152 and 6531 where offered.
+The server's side of RFC 5321, with RFC 1870, 2920, 3207, 4954, 6152, 6531 and 7628 where offered.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
 import time
 import typing as t
@@ -59,7 +60,16 @@ _MAIL_PARAMETERS = {
 _RCPT_PARAMETERS = {"NOTIFY": "DSN", "ORCPT": "DSN"}
 # These end a group of pipelined commands (RFC 2920, section 3.1).
 _LAST_IN_GROUP = ("EHLO", "DATA", "VRFY", "EXPN", "TURN", "QUIT", "NOOP", "STARTTLS", "AUTH")
-_COMMAND_LINE, _AUTH_LINE = 1024, 12288
+# Octets. An initial response may not make its command longer than any (RFC 4954, section 4).
+_COMMAND_LINE, _AUTH_COMMAND, _AUTH_RESPONSE = 1024, 512, 12288
+_COMPLAINT = {"status": "401", "schemes": "bearer", "scope": "https://mail.test/"}
+_BY_PASSWORD, _BY_TOKEN = ("PLAIN", "LOGIN"), ("XOAUTH2", "OAUTHBEARER")
+# Whom a token is for, and the token: XOAUTH2, and RFC 7628, section 3.1.
+_BEARER = re.compile(
+    r"user=(?P<user>[^\x01]+)\x01auth=Bearer (?P<token>[^\x01]+)\x01\x01"
+    r"|n,a=(?P<name>[^\x01,]+),(?:\x01(?:host|port)=[^\x01]*)*\x01auth=Bearer (?P<bearer>[^\x01]+)"
+    r"\x01\x01"
+)
 
 
 @dataclass(slots=True)
@@ -158,8 +168,13 @@ class Session:
         extensions = list(server.extensions)
         if server.tls and not encrypted:
             extensions.append("STARTTLS")
-        if server.users and (encrypted or not server.tls):
-            extensions.append("AUTH PLAIN LOGIN")
+        mechanisms = [
+            *(_BY_PASSWORD if server.users else ()),
+            *(_BY_TOKEN if server.tokens else ()),
+        ]
+        scripted = any(each.upper().startswith("AUTH ") for each in extensions)
+        if mechanisms and not scripted and (encrypted or not server.tls):
+            extensions.append(" ".join(["AUTH", *mechanisms]))
         return extensions
 
     async def _starttls(self, line: str) -> None:
@@ -201,31 +216,53 @@ class Session:
                 return
 
     async def _authenticate(self, line: str) -> str:
-        """Check the credentials (RFC 4954, RFC 4616); the reply to give."""
+        """Check the credentials (RFC 4954, 4616, 7628); the reply to give."""
         server = self._server
         _, _, arguments = line.partition(" ")
         mechanism, _, initial = arguments.partition(" ")
+        mechanism = mechanism.upper()
         if server.tls and not self.wire.encrypted:
             self._violation("AUTH in the clear where TLS is offered")
             return "538 5.7.11 encryption required"
-        if not server.users or mechanism.upper() not in {"PLAIN", "LOGIN"}:
+        if mechanism not in self._offered.get("AUTH", "").upper().split(" ")[1:]:
             return "504 5.5.4 mechanism not supported"
         if self._authenticated_as:
             self._violation("AUTH after authentication")
             return "503 5.5.1 already authenticated"
+        if len(line) + 2 > _AUTH_COMMAND:
+            self._violation("AUTH with an initial response that is too long for a command")
+        check = self._check_token if mechanism in _BY_TOKEN else self._check_password
         try:
-            if mechanism.upper() == "PLAIN":
-                given = initial or await self._challenge("")
-                _, user, password = _decode(given).split("\0")
-            else:
-                user = _decode(initial or await self._challenge("VXNlcm5hbWU6"))
-                password = _decode(await self._challenge("UGFzc3dvcmQ6"))
+            user = await check(mechanism, initial)
         except ValueError:
             return "501 5.5.2 cannot be decoded"
-        if server.users.get(user) != password:
+        if user is None:
             return "535 5.7.8 authentication failed"
         self._authenticated_as = user
         return "235 2.7.0 authenticated"
+
+    async def _check_password(self, mechanism: str, initial: str) -> str | None:
+        """Return the user, None if the password is wrong. Raises ValueError."""
+        if mechanism == "PLAIN":
+            _, user, password = _decode(initial or await self._challenge("")).split("\0")
+        else:
+            user = _decode(initial or await self._challenge("VXNlcm5hbWU6"))
+            password = _decode(await self._challenge("UGFzc3dvcmQ6"))
+        return user if self._server.users.get(user) == password else None
+
+    async def _check_token(self, mechanism: str, initial: str) -> str | None:
+        """Return the user, None if the token is wrong. Raises ValueError."""
+        match = _BEARER.fullmatch(_decode(initial or await self._challenge("")))
+        if match is None or bool(match["user"]) != (mechanism == "XOAUTH2"):
+            raise ValueError
+        user = match["user"] or match["name"].replace("=2C", ",").replace("=3D", "=")
+        if self._server.tokens.get(user) == (match["token"] or match["bearer"]):
+            return user
+        complaint = base64.b64encode(json.dumps(_COMPLAINT).encode()).decode()
+        wanted = "" if mechanism == "XOAUTH2" else "AQ=="
+        if await self._challenge(complaint) != wanted:
+            self._violation(f"the challenge of {mechanism} is not answered with {wanted!r}")
+        return None
 
     async def _challenge(self, challenge: str) -> str:
         self._reply(f"334 {challenge}")
@@ -364,7 +401,7 @@ class Session:
             self._violation("bare CR in a command")
         line = octets.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         verb = line.partition(" ")[0].upper()
-        if len(octets) > (_AUTH_LINE if verb == "AUTH" else _COMMAND_LINE):
+        if len(octets) > _COMMAND_LINE and verb != "AUTH":
             self._violation("command line too long")
         self._note(line)
         if self.wire.pending and verb != "QUIT":  # which has its own sentence
@@ -375,7 +412,10 @@ class Session:
         return line
 
     async def _read_secret(self) -> str:
-        line = (await self.wire.read_line()).rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+        octets = await self.wire.read_line()
+        if len(octets) > _AUTH_RESPONSE:
+            self._violation("response to a challenge too long")
+        line = octets.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         self._note(line, secret=line != "*")
         return line
 

@@ -37,8 +37,7 @@ COROUTINES = {
     "ehlo": {"timeout"},
     "helo": {"timeout"},
     "starttls": {"tls_context", "timeout"},
-    "auth_plain": {"timeout"},
-    "auth_login": {"timeout"},
+    "execute_command": {"timeout"},
 }
 METHODS = {"supports_extension", "get_transport_info", "close"}
 DATA = {"transport", "protocol", "esmtp_extensions", "server_auth_methods"}
@@ -107,6 +106,11 @@ def test_of_an_exception_only_code_and_message_are_used(tree: ast.Module) -> Non
     ours = amail.SendError()
     used = {name for name in attributes_of(tree, "error") if not hasattr(ours, name)}
     assert used == OF_A_RESPONSE
+
+
+def test_of_a_response_only_code_and_message_are_used(tree: ast.Module) -> None:
+    assert attributes_of(tree, "response") == OF_A_RESPONSE
+    assert set(aiosmtplib.SMTPResponse._fields) >= OF_A_RESPONSE
 
 
 def test_a_session_object_has_one_name_and_no_other(tree: ast.Module) -> None:

@@ -21,13 +21,42 @@ from pathlib import Path
 
 import trustme
 
+from tests.musts import PASSWORD
 from tests.servers.programs import free_port, give_up, require, speaks_smtp, wait_until
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 REFUSED = "refused@example.org"
-"""The one recipient that the server does not know."""
+"""The one recipient that the server does not know, and a sender that "junk" and "strict" refuse."""
+
+_REFUSED_SENDER = f"inline:{{ {{ {REFUSED} = 550 5.7.1 not from there }} }}"
+
+PUNISHING: t.Final[Mapping[str, Mapping[str, str]]] = {
+    name: {"smtpd_relay_restrictions": "reject_unauth_destination", **settings}
+    for name, settings in {
+        "idle": {"smtpd_timeout": "2s"},
+        "two": {
+            "smtpd_client_connection_count_limit": "2",
+            "smtpd_client_event_limit_exceptions": "",
+        },
+        "five": {"smtpd_recipient_limit": "5"},
+        "junk": {
+            "smtpd_junk_command_limit": "3",
+            "smtpd_hard_error_limit": "6",
+            "smtpd_sender_restrictions": f"check_sender_access {_REFUSED_SENDER}",
+            "smtpd_delay_reject": "no",
+        },
+        "small": {"message_size_limit": "10240"},
+        "silent": {"message_size_limit": "10240", "smtpd_discard_ehlo_keywords": "size"},
+        "strict": {
+            "smtpd_hard_error_limit": "1",
+            "smtpd_sender_restrictions": f"check_sender_access {_REFUSED_SENDER}",
+            "smtpd_delay_reject": "no",
+        },
+    }.items()
+}
+"""Listeners that punish a client, each in its way. None of them asks for TLS or a password."""
 
 _HOST_NAME = "mail.test"
 _TRACE_FIELD = re.compile(
@@ -127,7 +156,7 @@ class PostfixServer:
     ports: Mapping[str, int] = field(default_factory=dict)
     host: str = "127.0.0.1"
     username: str = f"ada@{_HOST_NAME}"
-    password: str = "canary-pa55word"
+    password: str = PASSWORD
 
     @property
     def ca_file(self) -> Path:
@@ -138,6 +167,10 @@ class PostfixServer:
     def log(self) -> str:
         """What Postfix has to say about it all."""
         return (self.folder / "log").read_text("utf-8", "replace")
+
+    def log_of(self, listener: str) -> list[str]:
+        """What one of the further listeners has to say, in lines."""
+        return [line for line in self.log.splitlines() if f" postfix/{listener}/smtpd[" in line]
 
     def maildir_messages(self) -> list[bytes]:
         """What is stored now, line ends as on the wire, with the server's trace fields."""
@@ -243,7 +276,10 @@ def _write_folder(
     added = [f"{name} = {value}" for name, value in settings.items()]
     (folder / "etc" / "main.cf").write_text("\n".join([*kept, *added, ""]))
     lines = [_listener(server.port, {})]
-    lines += [_listener(server.ports[name], settings) for name, settings in listeners.items()]
+    lines += [
+        _listener(server.ports[name], {"syslog_name": f"postfix/{name}", **settings})
+        for name, settings in listeners.items()
+    ]
     (folder / "etc" / "master.cf").write_text(_MASTER.format(listeners="\n".join(lines)))
 
     certificate = server.ca.issue_cert("127.0.0.1", "localhost", _HOST_NAME)

@@ -1,0 +1,27 @@
+"""What an exception remembers of the code it passed: frames, whose locals may be secrets."""
+
+from __future__ import annotations
+
+
+def drop_frames(error: BaseException) -> None:
+    """Take the frames out of an exception and of all it came from; types and texts stay."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        each.__traceback__ = None
+        waiting += [each.__cause__, each.__context__]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions
+
+
+def first_place(error: BaseException) -> str:
+    """Return "file, line n" of the first code that was called where this was caught.
+
+    "" if there was none: the call itself failed.
+    """
+    frame = error.__traceback__ and error.__traceback__.tb_next
+    return f"{frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno}" if frame else ""
