@@ -139,6 +139,8 @@ class Transaction:
 
     def lost(self, pending: bytes = b"") -> None:
         """End because the connection did. ``pending`` is the beginning of a reply that came."""
+        if self._ends_refused():
+            return
         if not self.last_octet_written:
             text = f"the connection was lost at the stage {self.stage!r}; nothing was sent"
             self._fail(ConnectionLost(text, **self._details(retryable=True)))
@@ -149,6 +151,8 @@ class Transaction:
 
     def timed_out(self) -> None:
         """End because a deadline passed."""
+        if self._ends_refused():
+            return
         if self.last_octet_written:
             self._unknown("no reply came in time")
         else:
@@ -359,7 +363,20 @@ class Transaction:
         kind = MessageTooLarge if too_large else MessageRejected
         self._reject(kind(f"{text}: {reply}", **self._details(reply)))
 
+    def _ends_refused(self) -> bool:
+        """End with the refusal if everybody had been refused before the session ended.
+
+        Postfix hangs up with 421 right behind a refusal where it counts too many errors.
+        """
+        if self.last_octet_written or not self._taken_by_nobody:
+            return False
+        self.in_step = False
+        self._reject_envelope()
+        return True
+
     def _busy(self, code: int, raw: bytes) -> None:
+        if self._ends_refused():
+            return
         reply = decode_reply(code, raw)
         text = f"the server closes the session: {reply}"
         self._fail(ServerBusy(text, **self._details(reply)))

@@ -192,8 +192,8 @@ async def test_c21_a_thousand_senders_dial_a_server_that_refuses_them_a_few_time
         assert last.message_id
         assert mailer.stats().not_sent == 1000
         warnings = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
-        assert len(warnings) == 1
-        assert "not asked again for" in warnings[0]
+        assert 1 <= len(warnings) <= server.connections
+        assert all("not asked again for" in text for text in warnings)
 
 
 async def test_c22_all_who_wait_are_served_when_the_server_is_back(musts: Musts) -> None:

@@ -9,13 +9,22 @@ import typing as t
 import pytest
 
 from amail import Mailer
-from amail.errors import RecipientsRejected
-from amail.testing import Close, EachMessage, FaultServer, Hang
+from amail.errors import RecipientsRejected, SenderRejected
+from amail.testing import OK, Close, EachMessage, FaultServer, Hang, Say
 from tests.messages import tokened
-from tests.smtp.outcomes import PIPELINING, accepted, assert_kept, rejected, said, send, unknown
+from tests.smtp.outcomes import (
+    PIPELINING,
+    accepted,
+    assert_dropped,
+    assert_kept,
+    rejected,
+    said,
+    send,
+    unknown,
+)
 
 if t.TYPE_CHECKING:
-    from amail.testing import Moment
+    from amail.testing import Action, Moment
     from tests.musts import Musts
 
 TOO_MANY = "452 4.5.3 too many recipients"
@@ -161,3 +170,37 @@ async def test_f54_a_deadline_covers_all_parts(musts: Musts) -> None:
             receipt = accepted(await musts.outcome_of(sending, token=token))
         assert len(receipt.accepted) == 2
         assert len(receipt.refused) == 2
+
+
+CLOSING = Say("421 4.7.0 too many errors", then=Close())
+ENDS = pytest.mark.parametrize("end", [CLOSING, Close()], ids=["421", "fin"])
+
+
+@ENDS
+async def test_f40_a_sender_refused_before_the_session_ends_is_a_sender_refused(
+    musts: Musts, end: Action
+) -> None:
+    async with (
+        FaultServer(mail=["550 5.7.1 no", OK], rcpt=[end, OK]) as server,
+        Mailer(server.url) as mailer,
+    ):
+        musts.watch(server)
+        result = await send(musts, mailer)
+        rejected(result, SenderRejected, stage="mail", retryable=False, code=550)
+        assert server.connections == 1
+        await assert_dropped(musts, server, mailer)
+
+
+@ENDS
+async def test_f50_recipients_refused_before_the_session_ends_are_recipients_refused(
+    musts: Musts, end: Action
+) -> None:
+    async with (
+        FaultServer(rcpt=["550 5.1.1 no", OK], data=[end, OK]) as server,
+        Mailer(server.url) as mailer,
+    ):
+        musts.watch(server)
+        result = await send(musts, mailer)
+        rejected(result, RecipientsRejected, stage="rcpt", retryable=False, code=550)
+        assert server.connections == 1
+        await assert_dropped(musts, server, mailer)

@@ -1,0 +1,81 @@
+"""One afternoon of a mailer, in each kind of event loop (row C37).
+
+The whole suite runs in another loop with AMAIL_LOOP=uvloop, or eager from Python 3.12 on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ssl
+import sys
+import warnings
+
+import pytest
+import trustme
+
+from amail import Mailer
+from amail.errors import DeliveryUnknown, RecipientsRejected
+from amail.testing import FaultServer, Hang
+from tests.loops import LOOPS
+from tests.messages import tokened
+from tests.musts import PASSWORD
+
+
+def loops() -> list[str]:
+    names = ["asyncio"]
+    if sys.version_info >= (3, 12):
+        names.append("eager")
+    try:
+        LOOPS["uvloop"]().close()
+    except ImportError:
+        return names
+    return [*names, "uvloop"]
+
+
+def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client
+
+
+async def a_mailers_life() -> None:
+    for_server, for_client = contexts()
+    async with FaultServer(tls=for_server, users={"ada": PASSWORD}) as server:
+        login = {"username": "ada", "password": PASSWORD, "tls": "starttls"}
+        async with Mailer(server.url, **login, ssl_context=for_client) as mailer:  # type: ignore[arg-type]
+            messages = [tokened(f"token-{number:032x}") for number in range(100)]
+            receipts = await asyncio.gather(*map(mailer.send, messages))
+            assert {receipt.outcome for receipt in receipts} == {"accepted"}
+            results = [result async for result in mailer.send_many(messages, ordered=True)]
+            assert [result.message for result in results] == messages
+
+            server.change(rcpt="550 5.1.1 no such user")
+            with pytest.raises(RecipientsRejected):
+                await mailer.send(messages[0])
+            server.change(rcpt=None, final=Hang())
+            with pytest.raises(DeliveryUnknown):
+                await mailer.send(messages[0], timeout=0.2)
+            sending = asyncio.ensure_future(mailer.send(messages[0]))
+            await server.reached("final", 202)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            server.change(final=None)
+            large = tokened("token-" + "f" * 32)
+            large.attach("large.bin", data=bytes(2_000_000))
+            assert (await mailer.send(large)).outcome == "accepted"
+        assert server.connections <= 8
+        assert not server.violations
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("name", loops())
+def test_c37_a_mailer_lives_in_any_loop(name: str) -> None:
+    with warnings.catch_warnings(), asyncio.Runner(loop_factory=LOOPS[name]) as runner:
+        warnings.simplefilter("error")
+        runner.run(a_mailers_life())
+        gc.collect()
