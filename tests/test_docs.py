@@ -11,10 +11,13 @@ import asyncio
 import doctest
 import inspect
 import re
+import textwrap
 import typing as t
 from pathlib import Path
 
 import pytest
+
+from amail import errors
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -126,3 +129,20 @@ def test_the_blocks_of_a_page_share_one_namespace_and_other_blocks_are_left_alon
         "```python no-run\nraise SystemExit\n```\n```python\nassert x == 2\n```\n"
     )
     assert run_page(page, "page") == 4
+
+
+def test_the_tree_of_exceptions_in_the_docs_is_that_of_the_code() -> None:
+    drawn = inspect.getdoc(errors)
+    assert drawn is not None
+    tree = drawn[drawn.index("MailError\n") :]
+    page = (ROOT / "docs" / "what-can-go-wrong.md").read_text()
+    shown = textwrap.dedent(page[page.index("    MailError\n") : page.index("\n\nNothing else is")])
+    assert shown.split("\n") == tree.split("\n")
+
+
+def test_the_tree_of_exceptions_names_every_one() -> None:
+    drawn = set(re.findall(r"\w+", inspect.getdoc(errors) or ""))
+    classes = {name for name, each in vars(errors).items() if inspect.isclass(each)}
+    exceptions = {name for name in classes if issubclass(getattr(errors, name), Exception)}
+    assert exceptions - {"MailError"} <= drawn
+    assert len(exceptions) > 20
