@@ -25,7 +25,7 @@ _DOT_ATOM = re.compile(rf"[{_ATEXT}]++(?:\.[{_ATEXT}]++)*+")
 # What nearly all people look like: (name), (address), (local part), (domain). The careful path
 # looks at everything else; "--" matches nothing here, so that it sees every xn-- label.
 _COMMON = re.compile(
-    rf"(?:([A-Za-z0-9](?:[A-Za-z0-9 ]*[A-Za-z0-9])?) <)?"
+    rf"(?:([A-Za-z0-9]++(?: ++[A-Za-z0-9]++)*+) <)?"
     rf"(([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_WORDS}(?:\.{_WORDS})*+))(?(1)>)"
 )
 _NO_GROUPS = (None, "", "", "")

@@ -66,11 +66,13 @@ class Envelope:
     def _is_plainly_fine(self) -> bool:
         """Tell at a glance what holds of nearly all; the careful look is for the rest."""
         paths = self.forward_paths
-        if type(paths) is not tuple or len(paths) != len(set(paths)):
+        if type(paths) is not tuple:
             return False
         try:
             joined = " ".join((self.reverse_path, *paths))
         except TypeError:
+            return False
+        if len(paths) > 1 and len(set(paths)) < len(paths):
             return False
         return joined.count(" ") == len(paths) and _PLAIN.fullmatch(joined) is not None
 

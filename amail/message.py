@@ -108,7 +108,7 @@ class Identity:
     ) -> None:
         self.given_message_id = message_id
         self.given_date = date
-        self._unique = secrets.token_hex(16)
+        self._unique = os.urandom(16).hex()
         self._drawn_id: str | None = None
         self._drawn_date: float | None = None
 
@@ -181,14 +181,14 @@ class Message:
         priority: Priority | None = None,
     ) -> None:
         self.subject = subject
-        self.recipients = recipients
+        self._recipients = _listed(recipients, "recipients")
         self.body = body
         self.alts: dict[str, str] = dict(alts) if alts else {}
         if html is not None:
             self.alts["html"] = html
         self.sender = sender
-        self.cc = cc
-        self.bcc = bcc
+        self._cc = [] if cc is None else _listed(cc, "cc")
+        self._bcc = [] if bcc is None else _listed(bcc, "bcc")
         self.attachments: list[Attachment] = list(attachments) if attachments else []
         self.reply_to = reply_to
         self.charset = charset
@@ -464,12 +464,13 @@ class Message:
         """Read a message as it stands in an .eml file (RFC 5322 and MIME).
 
         Bcc becomes ``bcc``: who sends the message again sends it to them, and no content names
-        them. Trace fields, such as Received and DKIM-Signature, are left out. Composing the
-        message again says the same in other octets, so signatures do not survive.
+        them. Trace fields, such as Received and DKIM-Signature, are left out. A Message-ID or
+        Content-ID that could not be written again becomes one made of it. Composing the message
+        again says the same in other octets, so signatures do not survive.
 
         Raises MessageError for what has no place in a Message (signed and encrypted messages,
-        groups of people, a field that stands twice) and for what cannot be read with certainty;
-        MessageTooLarge for more octets than ``limits`` allows.
+        groups of people, two of a field that stands once) and for what cannot be read with
+        certainty; MessageTooLarge for more octets than ``limits`` allows.
         """
         if not isinstance(eml, bytes | bytearray | memoryview):
             raise MessageError(f"from_bytes: must be bytes, not {type(eml).__name__}")

@@ -296,3 +296,15 @@ def test_the_fast_path_and_the_careful_path_agree(text: str) -> None:
     # A final dot of the domain, dropped later, keeps the text off the fast path.
     careful = read(f"{text}.") if not text.endswith(".") else read(text)
     assert read(text) == careful
+
+
+@EXAMPLES
+@given(st.text("aB1 .<", max_size=12))
+def test_the_fast_path_and_the_careful_path_read_the_same_name(name: str) -> None:
+    def read(person: str) -> Address | None:
+        try:
+            return Address(person)
+        except InvalidAddress:
+            return None
+
+    assert read(f"{name} <a@x.org>") == read(f"{name} <a@x.org.>")

@@ -16,6 +16,7 @@ import unicodedata
 
 from amail.errors import InvalidAttachment, InvalidHeader, MessageTooLarge
 from amail.mime import bodies
+from amail.mime.entities import without_bcc
 from amail.mime.headers import HeaderWriter, MediaType, check_name, media_type
 from amail.text import as_text, header_text
 
@@ -37,10 +38,13 @@ _OWN_HEADERS = {
     "mime-version": "nothing; the message has it",
 }
 _CONTENT_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]+@[A-Za-z0-9._:\[\]-]+")
+CID = re.compile(r"""\bcid:([^\s"'<>)]+)""")
+"""Where html shows a part by its Content-ID (RFC 2392, section 2)."""
 # Controls, surrogates, line separators, bidirectional overrides (they make gpj.exe read exe.jpg).
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# A name that is safe as it is; what it is cut by, blanks at its ends and pairs of quotes, it lacks.
+_PLAIN_FILENAME = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9 ._-]*[A-Za-z0-9_-])?")
 _LONGEST_EXTENSION = 20
-_BCC = re.compile(rb"^(?:Resent-)?Bcc[ \t]*:.*(?:\r\n[ \t].*)*\r\n", re.IGNORECASE | re.MULTILINE)
 
 
 class Prepared(t.NamedTuple):
@@ -126,18 +130,20 @@ def part_headers(headers: Mapping[str, str] | None, field: str) -> dict[str, str
     checked: dict[str, str] = {}
     if not headers:
         return checked
+    seen: set[str] = set()
     try:
         pairs = dict(headers).items()
         for name, value in pairs:
             lower = check_name(name).lower()
             if lower in _OWN_HEADERS:
                 raise InvalidAttachment(f"{field}.headers: {name}: use {_OWN_HEADERS[lower]}")
-            if lower in map(str.lower, checked):
+            if lower in seen:
                 raise InvalidAttachment(f"{field}.headers: {name} is given twice")
             where = f"{field}.headers: {name}"
             if value:
                 text = header_text(as_text(value, where, InvalidHeader), where, InvalidHeader)
                 if text.strip(" "):
+                    seen.add(lower)
                     checked[name] = text
     except InvalidHeader as error:
         raise InvalidAttachment(f"{field}.headers: {error}") from None
@@ -157,6 +163,8 @@ def safe_filename(filename: object, limit: int, field: str, *, ascii_only: bool)
     """
     if filename is None:
         return None
+    if type(filename) is str and len(filename) <= limit and _PLAIN_FILENAME.fullmatch(filename):
+        return filename
     name = _UNSAFE.sub("_", as_text(filename, f"{field}.filename", InvalidAttachment))
     name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     if ascii_only and not name.isascii():
@@ -219,7 +227,9 @@ def _may_change(data: object) -> bool:
 
 def _encode(attachment: Attachment, limits: Limits, field: str) -> Prepared:
     declared = check_content_type(attachment.content_type, field)
-    octets = _octets(attachment.data, limits.message_size, f"{field}.data")
+    # What a text is encoded as depends on all of it, wherever it comes from.
+    in_memory = _LARGEST_TEXT if declared.type == "text" else _SMALL
+    octets = _octets(attachment.data, limits.message_size, f"{field}.data", in_memory)
     if declared.type == "message":
         whole = octets if isinstance(octets, bytes) else b"".join(octets.blocks())
         return _encode_message(declared, whole, field)
@@ -267,21 +277,21 @@ def _encode_message(declared: MediaType, octets: bytes, field: str) -> Prepared:
     octets = octets.replace(b"\n", b"\r\n")
     if declared.subtype == "rfc822":
         header, blank, body = octets.partition(b"\r\n\r\n")
-        header, found = _BCC.subn(b"", header + b"\r\n")
+        header, found = without_bcc(header + b"\r\n")
         if found:
             _logger.warning("%s: the attached message had a Bcc field; it was taken out", field)
             octets = header + blank[2:] + body
     return Prepared(declared, "7bit" if octets.isascii() else "8bit", octets)
 
 
-def _octets(data: object, limit: int, field: str) -> bytes | bodies.Source:
-    """Get the octets of whatever an author gave, or a source that has them."""
+def _octets(data: object, limit: int, field: str, in_memory: int) -> bytes | bodies.Source:
+    """Get the octets of whatever an author gave, or a source of more than ``in_memory`` of them."""
     if isinstance(data, str):
         data = _from_text(str.__str__(data), field)
     elif isinstance(data, os.PathLike):
         path = bodies.PathSource(data, field)
         _check_size(path.size, limit, field)
-        return path.read() if path.size <= _SMALL else path
+        return path.read() if path.size <= in_memory else path
     elif callable(getattr(data, "as_bytes", None)):
         data = data.as_bytes()  # type: ignore[attr-defined]
     elif callable(getattr(data, "read", None)):

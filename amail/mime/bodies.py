@@ -27,10 +27,11 @@ TransferEncoding = t.Literal["7bit", "8bit", "quoted-printable", "base64"]
 _LONGEST_LINE = 998
 _LONGEST_ENCODED = 76
 PLAIN = b"\t\n" + bytes(range(0x20, 0x7F))
-# Octets that make 512 whole lines of base64. Twice as many are slower: an allocator gives blocks
-# of that size back to the system each time.
-_BLOCK = 57 * 512
-_LINES = struct.Struct("76s" * 64)  # cuts many lines at once
+_BLOCK = 57 * 512  # octets that make 512 whole lines of base64
+# A run of lines is encoded, cut and joined while it lies in the cache. Longer runs are slower: to
+# join a line takes 80 octets more than the line.
+_RUN = 57 * 64
+_LINES = struct.Struct("76s" * 64)
 # In front of a line feed binascii takes one octet too many into a line, or two for a blank.
 _TOO_LONG = re.compile(rb"^(?:(.{74,75})(=20|=09)|(.{75})(.=))$", re.MULTILINE)
 _KEEP_ENCODED = 16 * 1024 * 1024
@@ -49,6 +50,26 @@ def encode_text(text: str, charset: str, field: str) -> EncodedText:
 
     Raises MessageError for a surrogate, which no charset can hold.
     """
+    if charset == "utf-8" and (plain := seven_bit(text)) is not None:
+        return EncodedText(charset, "7bit", plain)
+    return encode_carefully(text, charset, field)
+
+
+def seven_bit(text: str) -> bytes | None:
+    """Return printable ASCII of short lines as it stands in a 7bit part, or None for other text.
+
+    Its lines end in line feeds; a carriage return is for the careful path.
+    """
+    if not text.isascii():
+        return None
+    raw = text.encode("ascii")
+    if raw.translate(None, PLAIN) or not has_short_lines(raw):
+        return None
+    return raw.replace(b"\n", b"\r\n")
+
+
+def encode_carefully(text: str, charset: str, field: str) -> EncodedText:
+    """Encode any text: see ``encode_text``, which takes a glance first."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     charset, raw = _to_octets(text, charset, field)
@@ -74,7 +95,13 @@ def _to_octets(text: str, charset: str, field: str) -> tuple[str, bytes]:
 
 def has_short_lines(raw: bytes) -> bool:
     """Tell whether every line has at most 998 octets."""
-    return len(raw) <= _LONGEST_LINE or max(map(len, raw.split(b"\n"))) <= _LONGEST_LINE
+    start = 0
+    while len(raw) - start > _LONGEST_LINE:
+        # From a line's start to the last line end that is near enough: no line between is long.
+        start = raw.rfind(b"\n", start, start + _LONGEST_LINE + 1) + 1
+        if start == 0:
+            return False
+    return True
 
 
 def is_mostly_ascii(raw: bytes, specials: int) -> bool:
@@ -110,26 +137,29 @@ def _base64_blocks(raw: bytes) -> Iterator[bytes]:
 
 
 def _base64_block(block: bytes | memoryview, *, first: bool) -> bytes:
-    encoded = binascii.b2a_base64(block, newline=False)
-    lines: list[bytes] = [] if first else [b""]
-    whole = len(encoded) - len(encoded) % _LINES.size
-    for start in range(0, whole, _LINES.size):
-        lines += _LINES.unpack_from(encoded, start)
-    lines += [encoded[start : start + 76] for start in range(whole, len(encoded), 76)]
-    return b"\r\n".join(lines)
+    whole = len(block) - len(block) % _RUN
+    runs: list[bytes] = [] if first else [b""]
+    for start in range(0, whole, _RUN):
+        encoded = binascii.b2a_base64(block[start : start + _RUN], newline=False)
+        runs.append(b"\r\n".join(_LINES.unpack(encoded)))
+    if whole < len(block):
+        encoded = binascii.b2a_base64(block[whole:], newline=False)
+        runs.append(b"\r\n".join([encoded[at : at + 76] for at in range(0, len(encoded), 76)]))
+    return b"\r\n".join(runs)
 
 
 class Base64Octets:
     """A stream of octets held in memory. They are encoded when first read, and that is kept."""
 
-    __slots__ = ("_encoded", "_raw")
+    __slots__ = ("_encoded", "_raw", "_size")
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
+        self._size = base64_size(len(raw))
         self._encoded: list[bytes] | None = None
 
     def __len__(self) -> int:
-        return base64_size(len(self._raw))
+        return self._size
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the encoded octets block by block."""

@@ -1,4 +1,4 @@
-"""Whether a charset holds a text so that every reader reads the same.
+"""Which charsets mail is written in, and whether one holds a text so that all read the same.
 
 Invariant: what ``encoded`` returns gives back the text in Python's table of the charset and in the
 one that browsers and most mail programs have (the Encoding Standard), which differ here and there.
@@ -9,6 +9,15 @@ from __future__ import annotations
 import re
 import typing as t
 
+_CHARSETS = frozenset(
+    (
+        "utf-8 us-ascii iso-2022-jp shift_jis euc-jp gb2312 gbk gb18030 big5 euc-kr koi8-r koi8-u "
+        + " ".join(f"iso-8859-{part}" for part in range(1, 17) if part != 12)
+        + " "
+        + " ".join(f"windows-125{page}" for page in range(9))
+    ).split()
+)
+_ALIASES = {"utf8": "utf-8", "ascii": "us-ascii", "latin-1": "iso-8859-1"}
 # Tables that have to agree with a charset's own. In Big5 kana and Cyrillic letters moved, in EUC-KR
 # Python spells out syllables that have no code, in GB 2312 two dashes are others.
 _SIBLINGS: t.Final = {
@@ -23,6 +32,13 @@ _SIBLINGS: t.Final = {
 # The same characters as in Shift JIS, and the same few of them disputed (the wave dash is one).
 _JAPANESE = frozenset({"euc-jp", "iso-2022-jp"})
 _SHIFTS = re.compile("[\x0e\x0f\x1b]")
+
+
+def allowed(charset: str) -> str | None:
+    """Return the name of a charset that mail is written in, in lower case; None for any other."""
+    name = charset.lower()
+    name = _ALIASES.get(name, name)
+    return name if name in _CHARSETS else None
 
 
 def encoded(text: str, charset: str) -> bytes | None:

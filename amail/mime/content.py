@@ -9,7 +9,7 @@ from __future__ import annotations
 import typing as t
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator, Sequence
 
 _CHUNK = 64 * 1024
 
@@ -44,16 +44,19 @@ class Content:
 
     def __init__(
         self,
-        parts: Iterable[bytes | Stream],
+        parts: Sequence[bytes | Stream],
         *,
         message_id: str,
         needs_utf8: bool = False,
         needs_8bit: bool = False,
     ) -> None:
-        pieces = _joined([part for part in parts if len(part)])
+        pieces = _joined(parts)
+        size = 0
+        for piece in pieces:
+            size += len(piece)
         set_field = object.__setattr__
-        set_field(self, "_pieces", tuple(pieces))
-        set_field(self, "_size", sum([len(piece) for piece in pieces]))
+        set_field(self, "_pieces", pieces)
+        set_field(self, "_size", size)
         set_field(self, "message_id", message_id)
         set_field(self, "needs_utf8", needs_utf8)
         set_field(self, "needs_8bit", needs_8bit)
@@ -92,29 +95,27 @@ class Content:
         )
 
     def __bytes__(self) -> bytes:
-        return b"".join(self.chunks())
+        octets: list[bytes] = []
+        for piece in self._pieces:
+            octets += (piece,) if isinstance(piece, bytes) else piece.chunks()
+        return b"".join(octets)
 
     def __repr__(self) -> str:
         return f"<Content {self.message_id} {self._size} octets>"
 
 
-def _joined(parts: list[bytes | Stream]) -> list[bytes | Stream]:
+def _joined(parts: Sequence[bytes | Stream]) -> tuple[bytes | Stream, ...]:
     """Join octets that lie next to each other, and end the last line."""
-    if not parts or not isinstance(parts[-1], bytes) or not parts[-1].endswith(b"\r\n"):
-        parts.append(b"\r\n")
-    try:
-        return [b"".join(t.cast("list[bytes]", parts))]
-    except TypeError:
-        pass  # there are streams among them
     pieces: list[bytes | Stream] = []
     run: list[bytes] = []
     for part in parts:
         if isinstance(part, bytes):
             run.append(part)
-            continue
-        if run:
-            pieces.append(b"".join(run))
+        elif len(part):
+            if octets := b"".join(run):
+                pieces.append(octets)
+            pieces.append(part)
             run = []
-        pieces.append(part)
-    pieces.append(b"".join(run))
-    return pieces
+    octets = b"".join(run)
+    pieces.append(octets if octets.endswith(b"\r\n") else octets + b"\r\n")
+    return tuple(pieces)

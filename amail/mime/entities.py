@@ -22,6 +22,7 @@ _LARGEST_HEAD = 256 * 1024
 _BLANK = re.compile(rb"^\r?\n", re.MULTILINE)
 _FIELD = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
 _MBOX = re.compile(rb">?From [^\n]*\n")
+_BCC = re.compile(rb"^(?:Resent-)?Bcc[ \t]*:.*(?:\r\n[ \t].*)*\r\n", re.IGNORECASE | re.MULTILINE)
 _MEDIA_TYPE = re.compile(r"([a-z0-9!#$&+.^_-]{1,127})/([a-z0-9!#$&+.^_-]{1,127})")
 
 
@@ -30,6 +31,17 @@ class Field(t.NamedTuple):
 
     name: str
     text: str
+
+
+class Head(t.NamedTuple):
+    """The header fields of some octets as they are: (name, lines of the value without line ends).
+
+    The fields end at ``end``. The body begins at ``body``, behind the blank line if there is one.
+    """
+
+    fields: list[tuple[bytes, list[bytes]]]
+    end: int
+    body: int
 
 
 class Entity(t.NamedTuple):
@@ -70,6 +82,36 @@ def read_entities(octets: bytes) -> Entity:
     return entity
 
 
+def read_head(octets: bytes, start: int, end: int, most: int = _MOST_FIELDS) -> Head:
+    """Cut a header into its fields. A line that begins with white space goes on with the field.
+
+    Raises MessageError for a line that is no field, and for more than ``most`` fields or 256 KiB.
+    """
+    blank = _BLANK.search(octets, start, end)
+    stop, body = blank.span() if blank else (end, end)
+    if stop - start > _LARGEST_HEAD:
+        raise MessageError(f"a header has {stop - start} octets; {_LARGEST_HEAD} are read")
+    fields: list[tuple[bytes, list[bytes]]] = []
+    block = octets[start:stop].removesuffix(b"\n")
+    for number, raw in enumerate(block.split(b"\n") if block else (), 1):
+        line = raw.removesuffix(b"\r")
+        if line[:1] in {b" ", b"\t"} and fields:
+            fields[-1][1].append(line)
+            continue
+        found = _FIELD.fullmatch(line)
+        if found is None:
+            raise MessageError(f"line {number} of a header is no field (RFC 5322)")
+        fields.append((found[1], [found[2]]))
+    if len(fields) > most:
+        raise MessageError(f"a header has {len(fields)} fields; {most} are read")
+    return Head(fields, stop, body)
+
+
+def without_bcc(header: bytes) -> tuple[bytes, int]:
+    """Return a header, lines ending in CRLF, without its Bcc fields, and how many there were."""
+    return _BCC.subn(b"", header)
+
+
 class _Reader:
     """Reads entities between two places of the same octets, which are copied for leaves alone."""
 
@@ -78,10 +120,13 @@ class _Reader:
         self._parts = 0
 
     def entity(self, start: int, end: int, usual: str, depth: int) -> Entity:
-        blank = _BLANK.search(self._octets, start, end)
         most = _MOST_FIELDS_OF_A_PART if depth else _MOST_FIELDS
-        fields = self._fields(start, blank.start() if blank else end, most)
-        start = blank.end() if blank else end
+        head = read_head(self._octets, start, end, most)
+        fields = tuple(
+            Field(name.decode("ascii"), guess(b"".join(lines)).strip(" \t"))
+            for name, lines in head.fields
+        )
+        start = head.body
         value, parameters = parameterized(only(fields, "Content-Type"), "Content-Type")
         found = _MEDIA_TYPE.fullmatch(value or usual)
         # RFC 2045, section 5.2: what cannot be read is plain text.
@@ -94,28 +139,6 @@ class _Reader:
         places = self._places(start, end, parameters.get("boundary", ""))
         parts = tuple([self.entity(*place, usual, depth + 1) for place in places])
         return Entity(fields, main, subtype, parameters, b"", parts)
-
-    def _fields(self, start: int, end: int, most: int) -> tuple[Field, ...]:
-        """Read a header block. A line that begins with white space goes on with the field."""
-        if end - start > _LARGEST_HEAD:
-            raise MessageError(f"a header has {end - start} octets; {_LARGEST_HEAD} are read")
-        fields: list[tuple[bytes, list[bytes]]] = []
-        block = self._octets[start:end].removesuffix(b"\n")
-        for number, raw in enumerate(block.split(b"\n") if block else (), 1):
-            line = raw.removesuffix(b"\r")
-            if line[:1] in {b" ", b"\t"} and fields:
-                fields[-1][1].append(line)
-                continue
-            found = _FIELD.fullmatch(line)
-            if found is None:
-                raise MessageError(f"line {number} of a header is no field (RFC 5322)")
-            fields.append((found[1], [found[2]]))
-        if len(fields) > most:
-            raise MessageError(f"a header has {len(fields)} fields; {most} are read")
-        return tuple(
-            Field(name.decode("ascii"), guess(b"".join(lines)).strip(" \t"))
-            for name, lines in fields
-        )
 
     def _places(self, start: int, end: int, boundary: str) -> list[tuple[int, int]]:
         """Find where the parts of a multipart begin and end (RFC 2046, section 5.1.1)."""

@@ -20,6 +20,8 @@ from amail.mime.lists import check_list_fields, list_id
 from amail.text import as_text, header_text
 
 if t.TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from amail.address import People, Person
     from amail.limits import Limits
     from amail.message import Message
@@ -79,6 +81,8 @@ def people(value: People, field: str) -> list[Address]:
     """
     if not value and (value is None or type(value) is list):
         return []
+    if type(value) is list and len(value) == 1 and type(value[0]) is str and "@" in value[0]:
+        return [Address.of(value[0], field=field)]  # as in nearly every message
     if isinstance(value, (str, Address)):
         value = (value,)
     addresses: dict[tuple[str, str], Address] = {}
@@ -112,9 +116,23 @@ def _meant_as_pair(value: Iterable[Person | None]) -> str:
 class Fields:
     """The header fields of one message besides From, To, Cc and the MIME ones, checked."""
 
+    # What a message has that sets none of them.
+    sender: Address | None = None
+    reply_to: Sequence[Address] = ()
+    date: str | None = None
+    message_id: str | None = None
+    _in_reply_to: Sequence[str] = ()
+    _references: Sequence[str] = ()
+    _priority: int | None = None
+
     def __init__(self, message: Message, limits: Limits) -> None:
-        self._given = _extra_headers(message, limits)
         self.subject = _subject(message.subject, limits)
+        self._given: dict[str, tuple[str, str]] = {}
+        if not _has_only_a_subject(message):
+            self._read(message, limits)
+
+    def _read(self, message: Message, limits: Limits) -> None:
+        self._given = _extra_headers(message, limits)
         self.sender = self._sender() if self._given else None
         self.reply_to = self._reply_to(message)
         self.date = self._date(message)
@@ -205,6 +223,20 @@ class Fields:
         return number
 
 
+def _has_only_a_subject(message: Message) -> bool:
+    """Tell at a glance, of nearly all messages, that there is no other field to be read."""
+    identity = message.identity
+    return (
+        not message.extra_headers
+        and message.reply_to is None
+        and message.in_reply_to is None
+        and message.references is None
+        and message.priority is None
+        and identity.given_date is None
+        and identity.given_message_id is None
+    )
+
+
 def _extra_headers(message: Message, limits: Limits) -> dict[str, tuple[str, str]]:
     """Check extra_headers: lower-case name -> (name, text). Those without a value are left out."""
     given: dict[str, tuple[str, str]] = {}
@@ -288,6 +320,8 @@ def format_date(value: object) -> str:
 
     Raises InvalidHeader for anything else and for years before 1900 or after 9999.
     """
+    if type(value) is float and 0 <= value <= _FAR_FUTURE:
+        return _format_epoch(int(value))  # as the clock gives it
     if isinstance(value, dt.datetime):
         return _format_datetime(value)
     if not isinstance(value, int | float) or isinstance(value, bool):

@@ -29,6 +29,7 @@ _LONGEST_QUOTED = 70
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$%&'*+.^_`|~-]{0,75}")
 _ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~ -]*")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9]++(?: [A-Za-z0-9]++)*+")
 _WORD = r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,127}"
 _MEDIA_TYPE = re.compile(rf"({_WORD})/({_WORD})")
 _PARAMETER = re.compile(
@@ -85,9 +86,9 @@ class HeaderWriter:
         if len(addresses) == 1:
             if not first.name:
                 return f"{name}: {first.addr_spec}\r\n"
-            line = f"{name}: {first.name} <{first.addr_spec}>\r\n"
-            if len(line) <= _WIDTH and first.name.isalnum() and line.isascii():
-                return line
+            line = f"{name}: {first.name} <{first.addr_spec}>"
+            if len(line) <= _WIDTH and _PLAIN_NAME.fullmatch(first.name) and line.isascii():
+                return f"{line}\r\n"
         tokens: list[str] = []
         for address in addresses:
             if address.name:
@@ -104,11 +105,7 @@ class HeaderWriter:
 
     def with_parameters(self, name: str, value: str, parameters: Iterable[tuple[str, str]]) -> str:
         """Write a value and its parameters (RFC 2045, section 5.1; RFC 2231)."""
-        tokens = [value]
-        for key, text in parameters:
-            tokens[-1] += ";"
-            tokens += _parameter(key, text)
-        return fold(name, tokens)
+        return _with_parameters(name, value, tuple(parameters))
 
     def _may_stand(self, text: str) -> bool:
         """Tell whether text can be written as it is and no reader will decode it."""
@@ -214,6 +211,15 @@ def _pieces(text: str, charset: str, first: int, room: int, *, use_q: bool) -> I
 
 def _payload(room: int, *, use_q: bool) -> int:
     return room if use_q else room // 4 * 3
+
+
+@lru_cache(maxsize=256)  # the same file goes to many readers
+def _with_parameters(name: str, value: str, parameters: tuple[tuple[str, str], ...]) -> str:
+    tokens = [value]
+    for key, text in parameters:
+        tokens[-1] += ";"
+        tokens += _parameter(key, text)
+    return fold(name, tokens)
 
 
 def _parameter(key: str, text: str) -> list[str]:

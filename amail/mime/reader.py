@@ -2,19 +2,24 @@
 
 Each field and part ends in one place of a Reading, or MessageError says which cannot be kept. What
 is left out, because it is not the author's or composing makes it anew, is named here: trace
-fields; the text around the parts of a multipart; comments in dates and behind addresses; charsets
-and transfer encodings; parameters of text/plain and text/html; Content-* fields of texts and
-multiparts; where in the message an attachment stood.
+fields; the text around the parts of a multipart; comments in dates, in the Message-ID and behind
+addresses; transfer encodings, and charsets but for one that all texts have; parameters of
+text/plain and text/html; Content-* fields of texts and multiparts; where in the message an
+attachment stood. Of a field that stands several times, and may, the lowest is kept, with a warning
+in the log.
 """
 
 from __future__ import annotations
 
 import binascii
+import logging
 import re
 import typing as t
 
 from amail.errors import InvalidHeader, MessageError, MessageTooLarge
 from amail.limits import Limits
+from amail.mime import foreign
+from amail.mime.charsets import allowed
 from amail.mime.dates import read_date
 from amail.mime.decoding import decode
 from amail.mime.entities import only, read_entities
@@ -22,13 +27,16 @@ from amail.mime.flowed import unflow
 from amail.mime.mailboxes import read_mailboxes
 from amail.mime.tokens import without_comments
 from amail.mime.words import decode_words, parameterized
-from amail.text import header_text
+from amail.text import header_text, printable
 
 if t.TYPE_CHECKING:
     import datetime as dt
+    from collections.abc import Iterable
 
     from amail.address import Address
     from amail.mime.entities import Entity, Field
+
+_logger = logging.getLogger("amail")
 
 _DEFAULT_LIMITS = Limits()
 
@@ -77,6 +85,7 @@ class Reading(t.NamedTuple):
     bcc: list[Address]
     reply_to: list[Address] | None
     date: dt.datetime | None
+    charset: str | None
     message_id: str | None
     in_reply_to: str | None
     references: list[str] | None
@@ -99,15 +108,20 @@ def read_content(octets: bytes, limits: Limits = _DEFAULT_LIMITS) -> Reading:
     parts = _Parts(entity)
     extra = _extra_headers(fields)
     priority = _priority(fields, extra)
+    sender = _person(fields, "From")
     return Reading(
         subject=_text(only(fields, "Subject"), "Subject"),
-        sender=_person(fields, "From"),
+        sender=sender,
         recipients=read_mailboxes(only(fields, "To"), "To"),
         cc=read_mailboxes(only(fields, "Cc"), "Cc"),
         bcc=read_mailboxes(only(fields, "Bcc"), "Bcc"),
         reply_to=read_mailboxes(only(fields, "Reply-To"), "Reply-To") or None,
         date=_date(fields),
-        message_id=_text(only(fields, "Message-ID"), "Message-ID") or None,
+        charset=parts.charset,
+        message_id=foreign.message_id(
+            _text(only(fields, "Message-ID"), "Message-ID"),
+            "localhost" if sender is None else sender.ascii_domain,
+        ),
         in_reply_to=_text(only(fields, "In-Reply-To"), "In-Reply-To") or None,
         references=_ids(only(fields, "References"), "References") or None,
         priority=priority,
@@ -142,17 +156,32 @@ def _date(fields: tuple[Field, ...]) -> dt.datetime | None:
 def _extra_headers(fields: tuple[Field, ...]) -> dict[str, str]:
     """Return the fields that Message has no name for, each once."""
     extra: dict[str, str] = {}
-    for name, _ in fields:
-        lower = name.lower()
-        if lower in _OWN or _TRACE.fullmatch(lower):
-            continue
-        text = only(fields, name)
-        if lower in _OF_ONE_PERSON:
+    others = [
+        field
+        for field in fields
+        if field.name.lower() not in _OWN and not _TRACE.fullmatch(field.name.lower())
+    ]
+    for name, text in _lowest(others):
+        if name.lower() in _OF_ONE_PERSON:
             person = _person(fields, name)
             extra[name] = "" if person is None else str(person)
         else:
             extra[name] = _text(text, name)
     return {name: text for name, text in extra.items() if text}
+
+
+def _lowest(fields: Iterable[Field]) -> Iterable[Field]:
+    """Return each field once. What was added on the way stands above what an author wrote."""
+    found: dict[str, Field] = {}
+    repeated: dict[str, str] = {}
+    for field in fields:
+        lower = field.name.lower()
+        if lower in found:
+            repeated[lower] = printable(field.name, 76)
+        found[lower] = field
+    for name in repeated.values():
+        _logger.warning("%s: the field stands several times; the lowest was read", name)
+    return found.values()
 
 
 def _priority(fields: tuple[Field, ...], extra: dict[str, str]) -> t.Literal[1, 2, 3, 4, 5] | None:
@@ -175,9 +204,21 @@ class _Parts:
         self.body: str | None = None
         self.alts: dict[str, str] = {}
         self.attachments: list[ReadAttachment] = []
+        self._charsets: set[str | None] = set()
         if entity.media_type in {"application/pkcs7-mime", "application/x-pkcs7-mime"}:
             raise _not_kept(entity)
         self._content(entity)
+        instead = foreign.settle_content_ids([file.headers for file in self.attachments])
+        if "html" in self.alts:
+            self.alts["html"] = foreign.with_content_ids(self.alts["html"], instead)
+
+    @property
+    def charset(self) -> str | None:
+        """The charset of all texts, if it is one and not what composing takes by itself."""
+        if len(self._charsets) != 1:
+            return None
+        [charset] = self._charsets
+        return None if charset in {"utf-8", "us-ascii"} else charset
 
     def _content(self, entity: Entity, *, is_alternative: bool = False) -> bool:
         """Take in what is shown, and tell whether there was text in it."""
@@ -222,6 +263,7 @@ class _Parts:
         text = decode(_octets(entity), entity.parameters.get("charset"))
         if text is None:
             raise MessageError(f"{name}: its octets are not in the charset it names")
+        self._charsets.add(allowed(entity.parameters.get("charset") or "us-ascii"))
         text = text.replace("\r\n", "\n")
         flowed = entity.parameters.get("format", "").lower() == "flowed"
         if name == "text/plain" and flowed:
@@ -244,8 +286,8 @@ class _Parts:
             disposition = "inline" if is_related or entity.type == "text" else "attachment"
         headers = {
             name: _text(raw, f"{entity.media_type}: {name}")
-            for name, raw in entity.fields
-            if raw and only(entity.fields, name) and name.lower() not in _OWN_OF_PARTS
+            for name, raw in _lowest(entity.fields)
+            if raw and name.lower() not in _OWN_OF_PARTS
         }
         self.attachments.append(
             ReadAttachment(

@@ -15,21 +15,24 @@ Invariant: composing the same unchanged message again gives the same octets.
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import logging
-import re
 import typing as t
+from functools import lru_cache
 
 from amail.address import Address
 from amail.envelope import Envelope
 from amail.errors import InvalidAttachment, InvalidHeader, MessageError, MessageTooLarge
 from amail.limits import Limits
-from amail.mime.attachments import Part, attachment_part
+from amail.mime.attachments import CID, Part, attachment_part
 from amail.mime.bodies import encode_text
+from amail.mime.charsets import allowed
 from amail.mime.content import Content
 from amail.mime.fields import Fields, esmtp_options, format_date, people
 from amail.mime.headers import HeaderWriter, media_type
 from amail.mime.invite import check_method
+from amail.mime.multipart import Entity, multipart
+from amail.mime.plain import plain_entity
 from amail.text import as_text
 
 if t.TYPE_CHECKING:
@@ -37,30 +40,11 @@ if t.TYPE_CHECKING:
 
     from amail.address import Person
     from amail.message import Message
-    from amail.mime.content import Stream
 
 _logger = logging.getLogger("amail")
 
-_CHARSETS = frozenset(
-    (
-        "utf-8 us-ascii iso-2022-jp shift_jis euc-jp gb2312 gbk gb18030 big5 euc-kr koi8-r koi8-u "
-        + " ".join(f"iso-8859-{part}" for part in range(1, 17) if part != 12)
-        + " "
-        + " ".join(f"windows-125{page}" for page in range(9))
-    ).split()
-)
-_CHARSET_ALIASES = {"utf8": "utf-8", "ascii": "us-ascii", "latin-1": "iso-8859-1"}
-_CID = re.compile(r"""\bcid:([^\s"'<>)]+)""")
 _SMALL = 64 * 1024
 _DEFAULT_LIMITS = Limits()
-
-
-class Entity(t.NamedTuple):
-    """A MIME entity: header fields, then pieces of its body, without a final line end."""
-
-    header: str
-    body: Sequence[bytes | Stream]
-    is_8bit: bool = False
 
 
 def compose(
@@ -88,11 +72,8 @@ def compose(
     fields = Fields(message, limits)
     if envelope is None:
         envelope = _envelope(message, author, [*to, *cc, *bcc], limits, all_recipients)
-    needs_utf8 = (
-        not envelope.reverse_path.isascii()
-        or not "".join(envelope.forward_paths).isascii()
-        or True in [address.needs_utf8 for address in (author, *to, *cc, *fields.addresses())]
-    )
+    named = [address.addr_spec for address in (author, *to, *cc, *fields.addresses())]
+    needs_utf8 = not "".join((envelope.reverse_path, *envelope.forward_paths, *named)).isascii()
     charset = _charset(message.charset)
     writer = HeaderWriter(charset, utf8=needs_utf8)
 
@@ -112,14 +93,13 @@ def compose(
     if fields.subject:
         head.append(writer.unstructured("Subject", fields.subject))
     head.append(f"Date: {date}\r\nMessage-ID: {message_id}\r\n")
-    head.append(fields.write(writer))
-    head.append("MIME-Version: 1.0\r\n")
-
-    body = _Structure(
-        message, writer, charset, message_id, limits=limits, ascii_names=ascii_attachments
-    ).entity()
-    head.append(body.header)
-    head.append("\r\n")
+    head += (fields.write(writer), "MIME-Version: 1.0\r\n")
+    body = plain_entity(message, message_id, limits)
+    if body is None:
+        body = _Structure(
+            message, writer, charset, message_id, limits=limits, ascii_names=ascii_attachments
+        ).entity()
+    head += (body.header, "\r\n")
     content = Content(
         ["".join(head).encode(), *body.body],
         message_id=message_id,
@@ -133,10 +113,17 @@ def compose(
 
 def _author(message: Message, default_sender: Person | None) -> Address:
     sender = message.sender if message.sender is not None else default_sender
+    if type(sender) is str:
+        return _author_of(sender)
     if sender is None:
         raise MessageError("sender: the message has none and there is no default sender")
     if isinstance(sender, (list, set)):
         raise MessageError("sender: must be one person; the others can stand in reply_to")
+    return Address.of(sender, field="sender")
+
+
+@lru_cache(maxsize=64)  # nearly every message has the author of the one before
+def _author_of(sender: str) -> Address:
     return Address.of(sender, field="sender")
 
 
@@ -147,10 +134,13 @@ def _envelope(
     limits: Limits,
     all_recipients: bool,
 ) -> Envelope:
-    mailboxes: dict[tuple[str, str], str] = {}
-    for address in recipients:
-        mailboxes.setdefault(address.mailbox, address.addr_spec)
-    forward_paths = tuple(mailboxes.values())
+    if len(recipients) == 1:
+        forward_paths: tuple[str, ...] = (recipients[0].addr_spec,)
+    else:
+        mailboxes: dict[tuple[str, str], str] = {}
+        for address in recipients:
+            mailboxes.setdefault(address.mailbox, address.addr_spec)
+        forward_paths = tuple(mailboxes.values())
     if not forward_paths:
         raise MessageError("recipients: the message has none, nor in cc or bcc")
     if len(forward_paths) > limits.recipients:
@@ -180,9 +170,8 @@ def _charset(charset: object) -> str:
     """Return the name of an allowed charset, or raise MessageError."""
     if charset is None:
         return "utf-8"
-    name = as_text(charset, "charset", MessageError).lower()
-    name = _CHARSET_ALIASES.get(name, name)
-    if name not in _CHARSETS:
+    name = allowed(as_text(charset, "charset", MessageError))
+    if name is None:
         raise MessageError(
             "charset: not one that mail is written in; leave it out for UTF-8, which holds all text"
         )
@@ -212,9 +201,9 @@ class _Structure:
         self._writer = writer
         self._charset = charset
         self._message_id = message_id
+        self._numbers = itertools.count(1)
         self._limits = limits
         self._ascii_names = ascii_names
-        self._multiparts = 0
 
     def entity(self) -> Entity:
         message = self._message
@@ -223,7 +212,8 @@ class _Structure:
         if size > self._limits.message_size:
             raise _too_large(size, self._limits)
         attached = self._attachments() if message.attachments else []
-        related, others = self._sorted(attached, texts)
+        html = "".join([text for name, text, _ in texts if name == "text/html"])
+        related, others = self._sorted(attached, html)
         alternatives = []
         for name, text, field in texts:
             entity = self._text(name, text, field)
@@ -281,70 +271,39 @@ class _Structure:
                 ascii_names=self._ascii_names,
                 field=f"attachments[{number}]",
             )
-            if part.content_id is not None and part.content_id in seen:
-                raise InvalidAttachment(f"attachments[{number}]: its Content-ID is given twice")
-            seen.update(filter(None, [part.content_id]))
+            if part.content_id is not None:
+                if part.content_id in seen:
+                    raise InvalidAttachment(f"attachments[{number}]: its Content-ID is given twice")
+                seen.add(part.content_id)
             size += len(part.body)
             if size > self._limits.message_size:
                 raise _too_large(size, self._limits)
             parts.append(part)
         return parts
 
-    def _sorted(
-        self, attached: list[Part], texts: list[tuple[str, str, str]]
-    ) -> tuple[list[Entity], list[Entity]]:
+    @staticmethod
+    def _sorted(attached: list[Part], html: str) -> tuple[list[Entity], list[Entity]]:
         """Part the attachments into those that belong to the html and the others.
 
         One with a Content-ID belongs to it if its disposition is inline or if the html shows it.
         """
-        html = "".join([text for name, text, _ in texts if name == "text/html"])
-        if not attached and "cid:" not in html:
-            return [], []
-        shown = set(_CID.findall(html)) if "cid:" in html else set()
-        missing = shown.difference([part.content_id for part in attached])
+        shown = frozenset(CID.findall(html) if "cid:" in html else ())
+        missing = shown.difference([part.content_id for part in attached]) if shown else ()
         if missing:
             _logger.warning("html shows %d image(s) by cid: that are not attached", len(missing))
         related: list[Entity] = []
         others: list[Entity] = []
         for part in attached:
-            is_shown = part.disposition == "inline" or part.content_id in shown
-            belongs = html and part.content_id is not None and is_shown
+            belongs = (
+                html
+                and part.content_id is not None
+                and (part.disposition == "inline" or part.content_id in shown)
+            )
             (related if belongs else others).append(_entity(part))
         return related, others
 
     def _multipart(self, subtype: str, parts: Sequence[Entity], root: str | None = None) -> Entity:
-        boundary = self._boundary(parts)
-        delimiter = f"\r\n--{boundary}\r\n"
-        pieces: list[bytes | Stream] = []
-        run = delimiter[2:]
-        is_8bit = False
-        for header, body, part_is_8bit in parts:
-            pieces.append(f"{run}{header}\r\n".encode())
-            pieces += body
-            is_8bit = is_8bit or part_is_8bit
-            run = delimiter
-        pieces.append(f"\r\n--{boundary}--".encode())
-        parameters = [("boundary", boundary)]
-        if root is not None:
-            parameters.insert(0, ("type", root))
-        header = self._writer.with_parameters("Content-Type", f"multipart/{subtype}", parameters)
-        if is_8bit:
-            header += "Content-Transfer-Encoding: 8bit\r\n"
-        return Entity(header, pieces, is_8bit)
-
-    def _boundary(self, parts: Sequence[Entity]) -> str:
-        """Draw a boundary from the Message-ID that stands in none of the parts.
-
-        "=_" cannot occur in quoted-printable or base64, so streams need no look.
-        """
-        while True:
-            self._multiparts += 1
-            seed = f"{self._multiparts} {self._message_id}".encode()
-            boundary = f"=_{hashlib.blake2b(seed, digest_size=15).hexdigest()}"
-            needle = boundary.encode()
-            pieces = [piece for part in parts for piece in part.body if isinstance(piece, bytes)]
-            if True not in [needle in piece for piece in pieces]:
-                return boundary
+        return multipart(subtype, parts, self._message_id, self._numbers, root)
 
 
 def _entity(part: Part) -> Entity:

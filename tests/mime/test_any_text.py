@@ -10,8 +10,10 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from amail.errors import MessageError
+from amail.limits import Limits
 from amail.message import Attachment, Message
 from amail.mime import compose
+from amail.mime.attachments import safe_filename
 from tests import oracle
 from tests.strategies import EXAMPLES, MANY_EXAMPLES, mailbox, nasty_text, utf8_mailbox
 
@@ -39,6 +41,65 @@ def composed(message: Message, **options: t.Any) -> tuple[oracle.Reading, tuple[
     assert len(octets) == len(content)
     assert octets.isascii() or content.needs_8bit
     return oracle.read(octets, utf8=content.needs_utf8), envelope.forward_paths
+
+
+class Careful(str):
+    """A str that nothing takes at a glance: only a plain str can be plainly fine."""
+
+    __slots__ = ()
+
+
+_person = st.one_of(
+    nasty_text,
+    mailbox,
+    utf8_mailbox,
+    st.builds("{} <{}>".format, st.sampled_from(["Ada", "Ada  B", "A" * 60, "Öa"]), mailbox),
+)
+_plain = st.text("abc=_-. :\n\t", max_size=30)
+_bodies = st.one_of(st.none(), _plain, nasty_text, st.sampled_from(["x" * 999, "=_1.", "cid:a@b"]))
+
+
+@MANY_EXAMPLES
+@given(
+    subject=st.one_of(_plain, nasty_text),
+    sender=_person,
+    recipient=_person,
+    body=_bodies,
+    html=_bodies,
+    limit=st.sampled_from([10, 40, 10**6]),
+)
+def test_the_glance_and_the_careful_look_compose_the_same(
+    *, subject: str, sender: str, recipient: str, body: str | None, html: str | None, limit: int
+) -> None:
+    usual = Message(subject, [recipient], body, html, sender=sender)
+    odd = Message(
+        Careful(subject),
+        [Careful(recipient)],
+        body and Careful(body),
+        html and Careful(html),
+        sender=Careful(sender),
+        reply_to=[],
+    )
+    usual.identity.draw_date()
+    odd.identity.drawn = usual.identity.drawn
+
+    def outcome(message: Message) -> object:
+        try:
+            envelope, content = compose(message, limits=Limits(message_size=limit))
+        except MessageError as error:
+            event(type(error).__name__)
+            return type(error), str(error)
+        return envelope, bytes(content), content.needs_utf8, content.needs_8bit
+
+    assert outcome(usual) == outcome(odd)
+
+
+@EXAMPLES
+@given(st.one_of(nasty_text, st.text('ab. _-/"<>', max_size=12)), st.integers(1, 20))
+def test_the_glance_and_the_careful_look_give_a_file_the_same_name(name: str, limit: int) -> None:
+    assert safe_filename(name, limit, "a", ascii_only=False) == safe_filename(
+        Careful(name), limit, "a", ascii_only=False
+    )
 
 
 @EXAMPLES

@@ -164,6 +164,14 @@ def test_headers_of_an_attachment_are_checked(headers: t.Any) -> None:
         Attachment("a", None, b"x", None, headers)
 
 
+@pytest.mark.timeout(10)
+def test_very_many_headers_of_an_attachment_are_checked_at_once() -> None:
+    headers = {f"X-{number}": "x" for number in range(100_000)}
+    assert Attachment("a", None, b"x", None, headers).headers == headers
+    with pytest.raises(InvalidAttachment, match="X-7 is given twice"):
+        Attachment("a", None, b"x", None, {"x-7": "y", **headers})
+
+
 def test_headers_of_an_attachment_are_written() -> None:
     written = message(attachments=[Attachment("a", None, b"x", None, {"X-A": "é", "X-B": ""})])
     assert b"\r\nX-A: =?utf-8?" in written.as_bytes()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import quopri
+import typing as t
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amail.errors import MessageError
 from amail.mime import bodies
+from tests.strategies import EXAMPLES, nasty_text
 
 # Words that bring the end of a line to where it matters, and what quoted-printable has to encode.
 _pieces = st.one_of(
@@ -34,6 +39,38 @@ def test_quoted_printable_octets_keep_every_line_end(pieces: list[str]) -> None:
     encoded = bodies.quoted_printable(octets, text=False)
     assert max(map(len, encoded.split(b"\r\n"))) <= 76
     assert quopri.decodestring(encoded) == octets
+
+
+_lines = st.lists(st.sampled_from(["", "x", "y" * 997, "z" * 998, "w" * 999]), max_size=6)
+
+
+@EXAMPLES
+@given(_lines.map("\n".join))
+def test_lines_are_short_if_the_longest_is(text: str) -> None:
+    raw = text.encode()
+    assert bodies.has_short_lines(raw) == (max(map(len, raw.split(b"\n"))) <= 998)
+
+
+@EXAMPLES
+@given(st.one_of(nasty_text, st.text("ab \t\n", max_size=20), _lines.map("\n".join)))
+def test_the_glance_and_the_careful_look_encode_a_text_the_same(text: str) -> None:
+    def encoded(encode: t.Callable[[str, str, str], bodies.EncodedText]) -> object:
+        try:
+            return encode(text, "utf-8", "body")
+        except MessageError as error:
+            return str(error)
+
+    assert encoded(bodies.encode_text) == encoded(bodies.encode_carefully)
+
+
+@pytest.mark.parametrize("lines", [0, 1, 63, 64, 65, 511, 512, 513, 600, 1024, 1025])
+@pytest.mark.parametrize("more", [0, 1, 56])
+def test_base64_has_lines_of_76_and_decodes_to_itself(lines: int, more: int) -> None:
+    raw = bytes(range(256)) * (57 * lines // 256 + 1)
+    raw = raw[: 57 * lines + more]
+    encoded = bodies.base64(raw)
+    assert encoded == base64.encodebytes(raw).replace(b"\n", b"\r\n").removesuffix(b"\r\n")
+    assert b"".join(bodies.Base64Octets(raw).chunks()) == encoded
 
 
 def test_a_blank_that_no_longer_fits_goes_to_a_line_of_its_own() -> None:

@@ -43,6 +43,10 @@ def test_the_size_is_known_before_and_every_reading_gives_the_same(
     assert octets.endswith(b"\r\n")
     given_octets = b"".join([part if isinstance(part, bytes) else b"x" * part for part in parts])
     assert octets in (given_octets, given_octets + b"\r\n")
+    chunks = list(content.chunks())
+    assert b"" not in chunks
+    streamed = [part for part in parts if isinstance(part, int)]
+    assert any(streamed) or chunks == [octets]
 
 
 def test_small_content_is_one_chunk_and_large_content_many() -> None:

@@ -7,12 +7,17 @@ import time
 import typing as t
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amail.address import Address
 from amail.errors import InvalidAddress, InvalidHeader, MessageError
 from amail.limits import Limits
 from amail.mime import compose
+from amail.mime.fields import format_date
+from amail.mime.headers import HeaderWriter, fold
 from tests.mime.reading import judged, message, read
+from tests.strategies import EXAMPLES
 
 CONTROLS = [
     "\r\n",
@@ -507,3 +512,39 @@ def test_b115_esmtp_parameters_go_into_the_envelope_but_those_the_content_decide
     assert envelope.rcpt_options == ("NOTIFY=NEVER",)
     assert envelope.all_recipients is False
     assert compose(message(), all_recipients=True)[0].all_recipients is True
+
+
+class Careful(float):
+    """A float that is not taken at a glance."""
+
+
+@EXAMPLES
+@given(st.floats())
+def test_the_glance_and_the_careful_look_write_the_same_date(seconds: float) -> None:
+    def written(value: float) -> str:
+        try:
+            return format_date(value)
+        except InvalidHeader as error:
+            return str(error)
+
+    # The careful path names the type that it was given.
+    assert written(seconds) == written(Careful(seconds))
+
+
+@EXAMPLES
+@given(st.text("aB ", max_size=40).map(str.strip), st.integers(1, 60))
+def test_a_name_on_one_line_is_written_as_folding_would_write_it(name: str, size: int) -> None:
+    address = Address.of((name, f"{'x' * size}@x.org"))
+    field = HeaderWriter().mailboxes("To", [address])
+    if "  " in name:
+        assert "=?" in field  # folded, it would lose a blank
+    elif name:
+        words = [*address.name.split(" "), f"<{address.addr_spec}>"]
+        assert field == fold("To", words)
+
+
+@EXAMPLES
+@given(st.text("aB.: ", min_size=1, max_size=90))
+def test_a_subject_on_one_line_is_written_as_folding_would_write_it(text: str) -> None:
+    if "  " not in text and text == text.strip():
+        assert HeaderWriter().unstructured("Subject", text) == fold("Subject", text.split(" "))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import typing as t
 from email.message import EmailMessage
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given
@@ -311,11 +313,26 @@ def test_one_person_is_one(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["From", "to", "Subject", "Date", "Message-ID", "Content-Type", "X-Own", "References"]
+    "name", ["From", "to", "Subject", "Date", "Message-ID", "Content-Type", "Sender", "References"]
 )
 def test_a_field_that_stands_twice_is_refused_by_its_name(name: str) -> None:
     with pytest.raises(InvalidHeader, match=f"(?i)^{name}: the field stands 2 times"):
         read(f"{name}: a@x.org\r\n{name.upper()}: a@x.org\r\n\r\n")
+
+
+def test_of_other_fields_the_lowest_is_read_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reading = read(
+        "X-Spam: relay\r\nX-Own: 1\r\n" + HEAD + "X-OWN: 2\r\nx-own: 3\r\nX-Spam: author\r\n"
+        "Received: a\r\nReceived: b\r\nDKIM-Signature: a\r\nDKIM-Signature: b\r\n"
+        + multipart("mixed", TEXT, f"X-A: 1\r\nx-a: 2\r\n{PDF}")
+    )
+    assert reading.extra_headers == {"X-Spam": "author", "x-own": "3"}
+    assert [file.headers for file in reading.attachments] == [{"x-a": "2"}]
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        *("x-a", "x-own", "X-Spam")
+    ]
 
 
 def test_bcc_is_who_else_gets_it() -> None:
@@ -342,6 +359,95 @@ def test_a_priority_is_read_and_two_that_differ_are_kept(
 ) -> None:
     reading = header_of(fields)
     assert (reading.priority, reading.extra_headers) == (priority, kept)
+
+
+# Ids of other programs
+
+
+@pytest.mark.parametrize(
+    ("raw", "message_id"),
+    [
+        ("<a.b$c@x.org>", "<a.b$c@x.org>"),
+        ("<a@[192.0.2.1]> (added)", "<a@[192.0.2.1]>"),
+        ("", None),
+        ("(nothing)", None),
+    ],
+)
+def test_a_message_id_is_read_as_it_is(raw: str, message_id: str | None) -> None:
+    assert header_of(f"Message-ID: {raw}").message_id == message_id
+
+
+@pytest.mark.parametrize("raw", ["<a>", "<a@b@c>", "a@x.org", "<a..b@x.org>", "<é@x.org>", "<>"])
+def test_of_a_message_id_that_is_none_another_is_made_always_the_same(
+    raw: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    eml = f"From: ada@bücher.example\r\nMessage-ID: {raw}\r\n\r\n"
+    made = read(eml).message_id
+    assert made is not None
+    assert re.fullmatch(r"<[0-9a-f]{32}@xn--bcher-kva\.example>", made)
+    assert read(eml).message_id == made
+    assert read(eml.replace(raw, f"{raw}2")).message_id != made
+    assert "Message-ID" in caplog.text
+    assert header_of(f"Message-ID: {raw}").message_id == made.partition("@")[0] + "@localhost>"
+
+
+def image(content_id: str, octets: str = "p") -> str:
+    return f"Content-Type: image/png\r\nContent-Id: {content_id}\r\n\r\n{octets}"
+
+
+def shown(html: str, *parts: str) -> tuple[str, list[str]]:
+    """Read html with images, and return it and their ids."""
+    root = f"Content-Type: text/html\r\n\r\n{html}"
+    reading = read(multipart("related", root, *parts))
+    return reading.alts["html"], [file.headers["Content-Id"] for file in reading.attachments]
+
+
+def test_content_ids_that_can_be_written_stay_and_html_stays_as_it_is() -> None:
+    html = '<img src="cid:a%40x.org"><img src=cid:other><a href="acid:x">'
+    assert shown(html, image("<a@x.org>"), image(" b@x.org")) == (html, ["<a@x.org>", "b@x.org"])
+
+
+@pytest.mark.parametrize(
+    "written", ["<ii_abc>", "ii_abc", "<a b>", "<a%b@>", "<é@x>", "<=?a?b?c@d>"]
+)
+def test_gmails_content_id_becomes_one_and_html_shows_the_same_image(written: str) -> None:
+    url = quote(written.removeprefix("<").removesuffix(">"))
+    html, [content_id] = shown(f"<img src='cid:{url}'> cid:x", image(written))
+    assert re.fullmatch("<[0-9a-f]{32}@inline>", content_id)
+    assert html == f"<img src='cid:{content_id[1:-1]}'> cid:x"
+
+
+def test_of_content_ids_that_are_alike_html_shows_the_first() -> None:
+    for content_id in ("a@x.org", "ii_abc"):
+        html, ids = shown(f"cid:{content_id}", *[image(f"<{content_id}>")] * 3)
+        assert len(set(ids)) == 3
+        assert html == f"cid:{ids[0][1:-1]}"
+
+
+@pytest.mark.parametrize(
+    ("charsets", "charset"),
+    [
+        (["ISO-8859-1"], "iso-8859-1"),
+        (["latin-1", "iso-8859-1"], "iso-8859-1"),
+        (["koi8-r", "koi8-r"], "koi8-r"),
+        (["koi8-r", "utf-8"], None),
+        (["iso-8859-1", "us-ascii"], None),
+        (["utf-8"], None),
+        (["us-ascii"], None),
+        (["utf-16"], None),
+        (['""'], None),
+    ],
+)
+def test_a_charset_is_kept_where_all_texts_have_it(
+    charsets: list[str], charset: str | None
+) -> None:
+    texts = [
+        f"Content-Type: text/{subtype}; charset={each}\r\n\r\nx\0"
+        for subtype, each in zip(("plain", "html"), charsets, strict=False)
+    ]
+    csv = "Content-Type: text/csv; charset=big5; name=a.csv\r\n\r\nx"
+    alternatives = multipart("alternative", *texts, boundary="c")
+    assert read(multipart("mixed", alternatives, csv)).charset == charset
 
 
 # Dates, words, parameters, text

@@ -17,6 +17,7 @@ from amail.mime import compose
 from amail.testing import FaultServer
 from tests.messages import tokened
 from tests.mime.reading import message
+from tests.oracle import read
 
 if t.TYPE_CHECKING:
     from pathlib import Path
@@ -121,6 +122,23 @@ async def test_25_mib_arrive_intact_and_hold_up_nobody(
             assert name == b"large.bin"
             assert base64.b64decode(encoded) == large_file.read_bytes()
             assert max(map(len, encoded.split(b"\r\n"))) == 76
+
+
+async def test_the_largest_text_that_is_composed_as_a_whole_holds_up_nobody(
+    musts: Musts, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(("Grüße, und mehr vom selben\n".encode() * MIB)[:MIB])
+    async with FaultServer() as server:
+        musts.watch(server)
+        token = musts.token()
+        written = tokened(token)
+        written.attach_file(path)
+        async with Mailer(server.url) as mailer:
+            await musts.outcome_of(mailer.send(written), token=token)
+        with musts.not_counting():
+            [attached] = read(server.messages[0].content).attachments
+            assert attached.octets == path.read_bytes()
 
 
 def test_the_size_is_known_before_anything_is_encoded(tmp_path: Path) -> None:

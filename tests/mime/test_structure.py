@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import typing as t
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from amail.errors import InvalidHeader, MessageError, MessageTooLarge
 from amail.limits import Limits
 from amail.mime import compose
+from amail.mime.multipart import boundary
 from tests import oracle
 from tests.mime.reading import judged, message, read
+from tests.strategies import EXAMPLES
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
 
@@ -113,7 +118,8 @@ def test_b77_an_image_that_html_shows_and_nobody_attached_is_warned_of(
         written.attach("a.pdf", data=b"x")
         judged(written)
         judged(message(html='<img src="cid:secret@x.org">'))
-    assert len(caplog.records) == 2
+        judged(message(body="x", html='<img src="cid:secret@x.org">'))
+    assert len(caplog.records) == 3
     assert "secret" not in caplog.text
 
 
@@ -212,6 +218,13 @@ def boundaries_of(content: bytes) -> list[bytes]:
     return [piece.partition(b'"')[0] for piece in content.split(b'boundary="')[1:]]
 
 
+@pytest.mark.parametrize("body", [None, "x"])
+def test_the_charset_that_is_asked_for_is_named_though_the_text_is_ascii(body: str | None) -> None:
+    octets = message(body=body, html="y", charset="iso-8859-1").as_bytes()
+    assert octets.count(b'charset="iso-8859-1"') == (2 if body else 1)
+    assert b"utf-8" not in octets
+
+
 def test_b94_a_body_that_holds_the_boundary_gets_another_one() -> None:
     first = message(body="x", html="y", message_id="<id@x.org>", date=0)
     [boundary] = boundaries_of(first.as_bytes())
@@ -219,6 +232,17 @@ def test_b94_a_body_that_holds_the_boundary_gets_another_one() -> None:
     reading = judged(evil)
     assert reading.text_of("text/plain") == f"--{boundary.decode()}--\r\n"
     assert boundaries_of(evil.as_bytes()) != [boundary]
+
+
+@EXAMPLES
+@given(message_id=st.from_regex(r"\A<[!#-;=?A-~]{1,40}@[a-z.]{1,9}>\Z"), number=st.integers(1, 999))
+def test_any_message_id_gives_boundaries_that_may_stand_in_a_header(
+    message_id: str, number: int
+) -> None:
+    name = boundary(message_id, number)
+    assert re.fullmatch(r"=_[0-9]{1,3}\.[A-Za-z0-9]{32}", name)
+    assert name == boundary(message_id, number)
+    assert not boundary(message_id, number + 1).startswith(name)
 
 
 def test_boundaries_come_from_the_message_id_alone() -> None:
