@@ -42,7 +42,7 @@ from amail.mailer import Mailer
 from amail.message import Attachment, Message
 from amail.mime import Content
 from amail.portal import Portal
-from amail.receipt import Receipt, Reply
+from amail.receipt import Receipt, Reply, Result
 from amail.smtp.settings import SMTPSettings
 from amail.smtp.transport import SMTPTransport
 from amail.sync import SyncMailer
@@ -81,6 +81,7 @@ __all__ = [
     "RecipientsRejected",
     "Rejected",
     "Reply",
+    "Result",
     "SMTPSettings",
     "SMTPTransport",
     "SendError",

@@ -12,22 +12,27 @@ from dataclasses import replace
 from amail.address import Address
 from amail.errors import ConfigError, MailerClosed, MessageError, UsageError
 from amail.limits import Limits
+from amail.many import send_many
 from amail.message import Message
-from amail.mime import compose
+from amail.mime import compose, compose_raw
+from amail.secret import hides_arguments
 from amail.smtp.settings import SMTPOptions, check_seconds
 from amail.transports.base import PoolStats, Transport
 from amail.transports.resolve import Where, resolve
 
 if t.TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from email.message import EmailMessage
     from types import TracebackType
 
-    from amail.address import Person
+    from amail.address import People, Person
     from amail.envelope import Envelope
+    from amail.many import Messages
     from amail.mime import Content
-    from amail.receipt import Receipt
+    from amail.receipt import Receipt, Result
 
 _OPTIONS = frozenset(SMTPOptions.__annotations__)
+_CONCURRENCY = 10
 
 
 class Mailer:
@@ -45,6 +50,7 @@ class Mailer:
     the loop that first uses it. The constructor does no I/O. Raises ConfigError.
     """
 
+    @hides_arguments
     def __init__(
         self,
         where: Where | None = None,
@@ -68,16 +74,11 @@ class Mailer:
         self._all_recipients = all_recipients
         self._limits = limits
         self._prepare = prepare
-        try:
-            self._transport = resolve(where, timeout=timeout, options=smtp_options)
-        except ConfigError as error:
-            # The frames below and the arguments may hold a password: none is left to be shown.
-            refusal = error.with_traceback(None)
-            del where, smtp_options
-            raise refusal from None
+        self._transport = resolve(where, timeout=timeout, options=smtp_options)
         self._closed = False
 
     @classmethod
+    @hides_arguments
     def from_env(cls, name: str = "MAIL_URL", **options: t.Any) -> t.Self:
         """Make a mailer of the URL in an environment variable. Raises ConfigError without it."""
         url = os.environ.get(name)
@@ -130,6 +131,66 @@ class Mailer:
             envelope=envelope,
         )
         return self._deliver(*composed, deadline)
+
+    def send_raw(
+        self,
+        content: bytes | EmailMessage,
+        *,
+        sender: Person,
+        recipients: People,
+        timeout: float | None = None,
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Check what was composed elsewhere now, and return a coroutine that sends it as it is.
+
+        ``sender`` is where bounces go, "" for nowhere; ``recipients`` are who gets it, whoever
+        stands in its fields. ``timeout`` as in ``send``. ``prepare`` is not asked.
+
+        Octets that can be sent go out untouched. LF at every line end becomes CRLF (CR or LF
+        alone beside CRLF is refused); Bcc and Resent-Bcc are taken out, with a warning in the log;
+        Date and Message-ID are added where they are missing, a new id by each call: give the
+        content its own, so that sending it again is the same message. A change that a signature in
+        the content covers is refused.
+
+        Raises MessageError at once: for lines over 998 octets, NUL, a header that is not one of
+        RFC 5322 with one From and raw text in UTF-8 at most (which needs SMTPUTF8), an EmailMessage
+        that the standard library renders with other fields than it has, and past the limits. The
+        coroutine raises as that of ``send`` does. 8-bit octets need 8BITMIME.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if isinstance(content, Message):
+            raise UsageError("send_raw: a Message is composed by send(message)")
+        composed = compose_raw(
+            content,
+            sender=sender,
+            recipients=recipients,
+            limits=self._limits,
+            all_recipients=self._all_recipients,
+        )
+        return self._deliver(*composed, deadline)
+
+    def send_many(
+        self, messages: Messages, *, concurrency: int | None = None, ordered: bool = False
+    ) -> AsyncGenerator[Result, None]:
+        """Send messages from an iterable or async iterable, and yield one Result for each.
+
+            async for result in mailer.send_many(messages):
+                result.message, result.receipt, result.error
+
+        They are pulled lazily, composed and sent ``concurrency`` at once (None: as many as there
+        are connections), and yielded as they finish, or in their order if ``ordered``. What
+        becomes of one message never stops the others. At most ``2 * concurrency`` of them are held
+        here, so that any number costs the same memory. A plain iterable is pulled in the event
+        loop: one that waits for something should be async.
+
+        Leave the loop early inside ``contextlib.aclosing``: those under way are then cancelled at
+        once, the rest is not sent. Raises UsageError at once; while iterating also ConfigError,
+        what ``messages`` or ``prepare`` raises, behind the results of those under way.
+        """
+        usual: int = getattr(self._transport, "concurrency", _CONCURRENCY)
+        at_once = usual if concurrency is None else concurrency
+        return send_many(self.send, messages, concurrency=at_once, ordered=ordered)
 
     def connect(self) -> Connection:
         """Return a scope for sending one message after another, over one session if possible.

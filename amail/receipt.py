@@ -12,7 +12,8 @@ if t.TYPE_CHECKING:
     from collections.abc import Mapping
 
     from amail.envelope import Envelope
-    from amail.errors import Outcome
+    from amail.errors import MailError, Outcome
+    from amail.message import Message
 
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:[ \t]|$)")
 # How common servers say under which id they queued a message. Best effort, for support tickets.
@@ -97,3 +98,20 @@ class Receipt:
     attempts: int = 1
     transactions: int = 1
     outcome: Outcome = "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one of many messages: a receipt or an error, never both."""
+
+    message: Message
+    receipt: Receipt | None = None
+    error: MailError | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What became of the message."""
+        if self.receipt is not None:
+            return self.receipt.outcome
+        outcome: Outcome = getattr(self.error, "outcome", "not_sent")  # a MessageError has none
+        return outcome

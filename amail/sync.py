@@ -9,11 +9,14 @@ import weakref
 from amail.errors import UsageError
 from amail.mailer import Mailer
 from amail.portal import Portal, loop_is_running
+from amail.secret import hides_arguments
 from amail.smtp.transport import SMTPTransport
 
 if t.TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+    from email.message import EmailMessage
 
+    from amail.address import People, Person
     from amail.envelope import Envelope
     from amail.message import Message
     from amail.receipt import Receipt
@@ -30,6 +33,7 @@ class SyncMailer:
     ``portal`` is the background loop to use, one of its own if none is given.
     """
 
+    @hides_arguments
     def __init__(
         self, where: Where | None = None, *, portal: Portal | None = None, **options: t.Any
     ) -> None:
@@ -53,19 +57,29 @@ class SyncMailer:
 
         Raises UsageError in a thread that runs an event loop.
         """
-        if loop_is_running():
-            raise UsageError(
-                "SyncMailer.send would block the running event loop; use Mailer and await it"
+        _check_may_wait("send")
+        return self._wait_for(
+            self._mailer.send(
+                message, envelope=envelope, timeout=timeout, all_recipients=all_recipients
             )
-        sending = self._mailer.send(
-            message, envelope=envelope, timeout=timeout, all_recipients=all_recipients
         )
-        try:
-            self._end_with_portal()
-        except BaseException:
-            sending.close()
-            raise
-        return self._portal.call_sync(sending)
+
+    def send_raw(
+        self,
+        content: bytes | EmailMessage,
+        *,
+        sender: Person,
+        recipients: People,
+        timeout: float | None = None,
+    ) -> Receipt:
+        """Send what was composed elsewhere and wait for its receipt; see ``Mailer.send_raw``.
+
+        Raises UsageError in a thread that runs an event loop.
+        """
+        _check_may_wait("send_raw")
+        return self._wait_for(
+            self._mailer.send_raw(content, sender=sender, recipients=recipients, timeout=timeout)
+        )
 
     def stats(self) -> PoolStats:
         """Return the mailer's numbers."""
@@ -83,6 +97,14 @@ class SyncMailer:
             self._portal.close()
         self._ends_with_portal_in = None
 
+    def _wait_for(self, sending: Coroutine[t.Any, t.Any, Receipt]) -> Receipt:
+        try:
+            self._end_with_portal()
+        except BaseException:
+            sending.close()
+            raise
+        return self._portal.call_sync(sending)
+
     def _end_with_portal(self) -> None:
         if self._ends_with_portal_in != os.getpid():
             self._portal.at_close(_closer(self._mailer))
@@ -94,6 +116,13 @@ class SyncMailer:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+
+def _check_may_wait(name: str) -> None:
+    if loop_is_running():
+        raise UsageError(
+            f"SyncMailer.{name} would block the running event loop; use Mailer and await it"
+        )
 
 
 def _closer(mailer: Mailer) -> Callable[[], Awaitable[None]]:

@@ -13,6 +13,7 @@ from flask import current_app, has_app_context, has_request_context
 from flask.logging import default_handler
 
 from amail import UsageError
+from amail.secret import hides_arguments
 from amail_flask.config import MailConfig
 from amail_flask.message import Message
 from amail_flask.signals import email_dispatched
@@ -20,12 +21,13 @@ from amail_flask.state import State
 
 if t.TYPE_CHECKING:
     from collections.abc import Coroutine, Generator, Iterator, Mapping
+    from email.message import EmailMessage
 
     from flask import Flask
 
+    from amail import Mailer, Receipt
     from amail import Message as AnyMessage
-    from amail import Receipt
-    from amail.address import Person
+    from amail.address import People, Person
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Mail:
         if app is not None:
             self.state = self.init_app(app)
 
+    @hides_arguments
     def init_app(self, app: Flask) -> State:
         """Read the config of an app and make its mailer. No connection is opened.
 
@@ -69,6 +72,7 @@ class Mail:
             _show_debug_log()
         return state
 
+    @hides_arguments
     def init_mail(
         self, config: Mapping[str, t.Any], debug: bool | int = False, testing: bool = False
     ) -> State:
@@ -89,6 +93,25 @@ class Mail:
     def send_message(self, *args: t.Any, **kwargs: t.Any) -> Coroutine[t.Any, t.Any, Receipt]:
         """Send a message made of these arguments: ``await mail.send_message("Hi", [...])``."""
         return self.send(Message(*args, **kwargs))
+
+    def send_raw(
+        self,
+        content: bytes | EmailMessage,
+        *,
+        sender: Person,
+        recipients: People,
+        timeout: float | None = None,
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Check what was composed elsewhere now, and return a coroutine that sends it as it is.
+
+        As ``Mailer.send_raw`` of amail. There is no Message, so ``email_dispatched`` is not sent
+        and ``record_messages`` records nothing.
+        """
+        state, mailer, suppressed = self._sender(
+            "make it async def and write await mail.send_raw(...)"
+        )
+        sending = mailer.send_raw(content, sender=sender, recipients=recipients, timeout=timeout)
+        return _deliver(state, None, sending, suppressed=suppressed)
 
     def send_sync(self, message: AnyMessage, timeout: float | None = None) -> Receipt:
         """Send a message and wait, for views that are not async, shells and commands.
@@ -170,19 +193,25 @@ class Mail:
     def _send(
         self, message: AnyMessage, envelope_from: Person | None
     ) -> Coroutine[t.Any, t.Any, Receipt]:
-        if has_request_context() and not _loop_is_running():
-            raise UsageError(
-                "this view is not async: write mail.send_sync(message), or make it async def and "
-                "write await mail.send(message)"
-            )
-        state = self._state()
-        suppressed = state.suppress
-        mailer = state.nowhere if suppressed else state.mailer
+        state, mailer, suppressed = self._sender(
+            "write mail.send_sync(message), or make it async def and write await mail.send(message)"
+        )
         if envelope_from is None:
             sending = mailer.send(message)
         else:
             sending = mailer.connect().send(message, envelope_from)
         return _deliver(state, message, sending, suppressed=suppressed)
+
+    def _sender(self, instead: str) -> tuple[State, Mailer, bool]:
+        """Return the app's state, the mailer to use, and whether that one sends nothing.
+
+        Raises UsageError, with what to write ``instead``, in a view that cannot await.
+        """
+        if has_request_context() and not _loop_is_running():
+            raise UsageError(f"this view is not async: {instead}")
+        state = self._state()
+        suppressed = state.suppress
+        return state, state.nowhere if suppressed else state.mailer, suppressed
 
     def _app(self) -> Flask | None:
         """Return the current app if it is one of ours, else the one this was made for."""
@@ -233,13 +262,14 @@ class Connection:
 
 async def _deliver(
     state: State,
-    message: AnyMessage,
+    message: AnyMessage | None,
     sending: Coroutine[t.Any, t.Any, Receipt],
     *,
     suppressed: bool,
 ) -> Receipt:
     receipt = await (sending if suppressed else state.portal_for(sending).call(sending))
-    state.dispatched(message)
+    if message is not None:
+        state.dispatched(message)
     return receipt
 
 

@@ -93,6 +93,11 @@ class SMTPTransport:
     def __repr__(self) -> str:
         return f"<SMTPTransport to {self.settings.relay}>"
 
+    @property
+    def concurrency(self) -> int:
+        """How many sends are worth having under way at once."""
+        return self.settings.max_connections
+
     async def send(
         self, envelope: Envelope, content: Content, *, deadline: float | None = None
     ) -> Receipt:

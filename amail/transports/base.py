@@ -15,7 +15,8 @@ if t.TYPE_CHECKING:
 class Transport(t.Protocol):
     """Anything that takes an envelope and content.
 
-    A wrapper is a Transport that holds a Transport. A Transport may also have ``stats()``.
+    A wrapper is a Transport that holds a Transport. A Transport may also have ``stats()``, and
+    ``concurrency``, an int: how many sends are worth having under way at once.
     """
 
     async def send(

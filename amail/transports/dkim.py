@@ -150,6 +150,11 @@ class DKIMSigned:
         tags += [signature[start : start + _WIDTH] for start in range(0, len(signature), _WIDTH)]
         return content.with_field(fold("DKIM-Signature", tags).encode())
 
+    @property
+    def concurrency(self) -> int:
+        """That of the transport below."""
+        return getattr(self._transport, "concurrency", 1)
+
     def stats(self) -> PoolStats:
         """Return the numbers of the transport below; all zero where it keeps none."""
         stats = getattr(self._transport, "stats", None)
