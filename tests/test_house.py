@@ -53,7 +53,8 @@ def test_pyright_is_content_with_the_packages() -> None:
         if os.environ.get("CI"):
             pytest.fail("pyright is not installed; in CI nothing is skipped")
         pytest.skip("pyright is not installed (pip install -e '.[ci]')")
-    run(sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "amail", "amail_flask")
+    paths = ("amail", "amail_flask", "tests/typing_api.py")
+    run(sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *paths)
 
 
 def test_imports_go_the_way_they_may() -> None:
