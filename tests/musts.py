@@ -38,14 +38,14 @@ import typing as t
 import uuid
 from collections import Counter
 
-from amail.errors import MailError
+from amail.errors import DeliveryUnknown, MailError
+from amail.receipt import Receipt
 
 if t.TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 
     import pytest
 
-    from amail.receipt import Receipt
     from amail.testing import FaultServer
 
 PASSWORD = "canary-pa55word"
@@ -272,6 +272,24 @@ def _descriptors() -> set[tuple[str, str]]:
     return held
 
 
+# N1, N3
+
+
+def _fates(result: Receipt | MailError) -> dict[str, str]:
+    """What is known of single forward-paths: "accepted" or "refused"."""
+    if not isinstance(result, Receipt | DeliveryUnknown):
+        return {}  # then all had the same
+    return dict.fromkeys(result.accepted, "accepted") | dict.fromkeys(result.refused, "refused")
+
+
+def _noted(error: BaseException) -> str:
+    """The outcome of a cancelled send, by the notes on its CancelledError."""
+    notes = " ".join(getattr(error, "__notes__", ()))
+    if "had accepted" in notes or "had been accepted" in notes:
+        return "accepted"
+    return "unknown" if "delivery unknown" in notes else "not_sent"
+
+
 class Musts:
     """What one test has to answer for."""
 
@@ -280,6 +298,7 @@ class Musts:
         self._caplog = caplog
         self._servers: list[tuple[FaultServer, bool]] = []
         self._outcomes: dict[str, str] = {}
+        self._fates: dict[tuple[str, str], str] = {}  # of a token, for one recipient
         self._repeatable: set[str] = set()
         self._tasks = asyncio.all_tasks()
         self._descriptors = _descriptors()
@@ -316,15 +335,34 @@ class Musts:
             assert_keeps_secrets(error)
             raise AssertionError(f"N7: {type(error).__name__} is no MailError: {error}") from error
         if token is not None:
-            outcome = getattr(result, "outcome", "not_sent")
-            assert token not in self._outcomes or token in self._repeatable, "N3: two outcomes"
-            self._outcomes[token] = outcome
+            self._note(token, getattr(result, "outcome", "not_sent"))
+            self._fates.update({(token, path): fate for path, fate in _fates(result).items()})
         assert_no_canary(f"{result} {result!r}", "what a send came to")
         return result
 
-    def cancelled(self, token: str) -> None:
-        """This send was cancelled by the test: it may have arrived or not, but once at most."""
-        self._outcomes[token] = "unknown"
+    def cancelled(self, token: str, error: BaseException | None = None) -> None:
+        """This send was cancelled by the test: it may have arrived or not, but once at most.
+
+        With the CancelledError, what its notes say is compared; without a note nothing was sent.
+        """
+        self._note(token, "unknown" if error is None else _noted(error))
+
+    def resolved(self, token: str, result: Receipt | MailError) -> None:
+        """The late reply to this send, which had been unknown, has come: compare that too."""
+        assert self._outcomes[token] in {"unknown", "accepted"}, "N3: there was an outcome"
+        refused = {} if isinstance(result, Receipt) else getattr(result, "recipients", ())
+        fates = _fates(result) | dict.fromkeys(refused, "refused")
+        for path, fate in fates.items():
+            assert self._fates.setdefault((token, path), fate) == fate, "N3: two outcomes"
+
+    @property
+    def outcomes(self) -> Mapping[str, str]:
+        """What is known so far: the outcome of each token."""
+        return self._outcomes
+
+    def _note(self, token: str, outcome: str) -> None:
+        assert token not in self._outcomes or token in self._repeatable, "N3: two outcomes"
+        self._outcomes[token] = outcome
 
     @contextlib.asynccontextmanager
     async def within(self, deadline: float, *, slack: float = 0.25) -> AsyncIterator[None]:
@@ -360,6 +398,10 @@ class Musts:
                 assert token in held, f"N3: {token} is accepted and no server holds it"
             if outcome in {"rejected", "not_sent"} and token not in self._repeatable:
                 assert token not in held, f"N3: {token} is {outcome} and a server holds it"
+        for (token, path), fate in self._fates.items():
+            if self._servers and token not in self._repeatable:
+                number, wanted = copies[token, path], int(fate == "accepted")
+                assert number == wanted, f"N3: {fate} for {path}, of which {number} copies are held"
 
     def check_servers(self) -> None:
         """N6, and everything the servers object to."""

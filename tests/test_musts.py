@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import gc
 import logging
 import os
@@ -98,6 +99,73 @@ async def test_n3_sees_an_outcome_that_is_not_true(
         if stored:
             await store(server, token, token)
         await musts.outcome_of(returns(result), token=token)
+
+
+@pytest.mark.parametrize("fate", ["accepted", "refused"])
+async def test_n3_sees_what_is_not_true_of_one_recipient(
+    caplog: pytest.LogCaptureFixture, fate: str
+) -> None:
+    async with fails(caplog, f"N3: {fate} for ") as musts, FaultServer() as server:
+        musts.watch(server)
+        token = musts.token()
+        await store(server, token, token)
+        held, missing = f"{token}@example.org", f"{token}+2@example.org"
+        receipt = dataclasses.replace(RECEIPT, accepted=(held, missing))
+        if fate == "refused":
+            receipt = dataclasses.replace(RECEIPT, refused={held: Reply(550, None, "no")})
+        await musts.outcome_of(returns(receipt), token=token)
+
+
+@pytest.mark.parametrize(
+    ("note", "stored", "match"),
+    [
+        (None, True, "not_sent and a server holds it"),
+        ("<1@x>: not sent", True, "not_sent and a server holds it"),
+        ("<1@x>: the server had accepted the message", False, "accepted and no server holds it"),
+    ],
+)
+async def test_n3_sees_a_cancelled_send_whose_note_is_not_true(
+    caplog: pytest.LogCaptureFixture, note: str | None, stored: bool, match: str
+) -> None:
+    error = asyncio.CancelledError()
+    if note is not None:
+        error.add_note(note)
+    async with fails(caplog, match) as musts, FaultServer() as server:
+        musts.watch(server)
+        token = musts.token()
+        if stored:
+            await store(server, token, token)
+        musts.cancelled(token, error)
+
+
+@pytest.mark.parametrize(
+    ("late", "match"),
+    [
+        (RECEIPT, "N3: accepted for bob@example.org"),
+        (MessageRejected("554", recipients=("bob@example.org",)), None),
+    ],
+)
+async def test_n3_sees_a_late_reply_that_is_not_true(
+    caplog: pytest.LogCaptureFixture, late: Receipt | MailError, match: str | None
+) -> None:
+    if isinstance(late, Receipt):
+        late = dataclasses.replace(late, accepted=late.envelope.forward_paths)
+    expected = (
+        contextlib.nullcontext() if match is None else pytest.raises(AssertionError, match=match)
+    )
+    with expected:
+        async with watching(caplog) as musts, FaultServer() as server:
+            musts.watch(server)
+            token = musts.token()
+            await musts.outcome_of(returns(DeliveryUnknown("lost")), token=token)
+            musts.resolved(token, late)
+
+
+async def test_n3_sees_a_late_reply_where_there_was_an_outcome(musts: Musts) -> None:
+    token = musts.token()
+    await musts.outcome_of(returns(ConnectionLost("gone")), token=token)
+    with pytest.raises(AssertionError, match="N3: there was an outcome"):
+        musts.resolved(token, RECEIPT)
 
 
 @pytest.mark.parametrize("stored", [False, True])

@@ -10,20 +10,23 @@ import contextlib
 import errno
 import functools
 import ipaddress
+import logging
 import os
 import socket
 import typing as t
 
 import aiohappyeyeballs
 
-from amail.errors import ConfigError, ConnectError, SendTimeout
-from amail.threads import in_daemon_thread
+from amail.errors import ConfigError, ConnectError, ConnectionLost, SendTimeout
+from amail.threads import in_daemon_thread, original
 
 if t.TYPE_CHECKING:
     from collections.abc import Sequence
 
     from amail.errors import Stage
     from amail.smtp.settings import SMTPSettings
+
+_logger = logging.getLogger("amail.smtp")
 
 AddrInfo: t.TypeAlias = tuple[int, int, int, str, t.Any]
 
@@ -37,8 +40,9 @@ _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
     """Connect to the server of the settings within that time.
 
-    Raises ConnectError, SendTimeout (stage "dns" or "connect"), and ConfigError for a source
-    address that this machine does not have.
+    Raises ConnectError, SendTimeout (stage "dns" or "connect"), ConnectionLost for a connection
+    that was taken and dropped, and ConfigError for a source address that this machine does not
+    have.
     """
     stage: Stage = "dns"
     relay = settings.relay
@@ -68,11 +72,17 @@ async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
     except (UnicodeError, RuntimeError) as error:
         text = f"{relay}: no connection can be made: {type(error).__name__}"
         raise ConnectError(text, stage=stage, relay=relay) from error
+    except (ConnectionResetError, ConnectionAbortedError) as error:
+        # The server took it and dropped it before we could look, as it may a moment later.
+        text = f"{relay} closed the connection at the stage 'connect'"
+        raise ConnectionLost(text, stage="connect", retryable=True, relay=relay) from error
     except OSError as error:
         if error.errno == errno.EADDRNOTAVAIL and settings.source_address is not None:
             text = "source_address: this machine does not have that address"
             raise ConfigError(text) from error
         text = f"{relay}: {_reason(error)}"
+        if error.errno in _OUT_OF_DESCRIPTORS:
+            _logger.error(text)  # noqa: TRY400 - it is not the send that is at fault
         raise ConnectError(text, stage="connect", retryable=True, relay=relay) from error
 
 
@@ -80,7 +90,8 @@ async def _resolve(host: str, port: int) -> Sequence[AddrInfo]:
     """Look a name up. A resolver that never answers does not hold the exit of the process."""
     with contextlib.suppress(ValueError):
         return [_numeric(ipaddress.ip_address(host), port)]
-    look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    getaddrinfo = original("socket", "getaddrinfo")
+    look_up = functools.partial(getaddrinfo, host, port, type=socket.SOCK_STREAM)
     return await in_daemon_thread(look_up, "amail-resolver")
 
 

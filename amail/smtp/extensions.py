@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 if t.TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,7 +14,8 @@ class Extensions:
     """The service extensions that matter to a transaction.
 
     ``size`` is the largest content in octets that the server takes (RFC 1870); None if it names
-    no limit, and ``size_offered`` says whether MAIL may carry SIZE at all.
+    no limit, and ``size_offered`` says whether MAIL may carry SIZE at all. ``offered`` holds all
+    keywords, in capitals, with their parameters.
     """
 
     pipelining: bool = False
@@ -23,6 +24,7 @@ class Extensions:
     size_offered: bool = False
     size: int | None = None
     dsn: bool = False
+    offered: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_ehlo(cls, keywords: Mapping[str, str]) -> Extensions:
@@ -36,4 +38,5 @@ class Extensions:
             size_offered="size" in keywords,
             size=limit or None,  # "SIZE 0" and a bare "SIZE" mean: no fixed limit
             dsn="dsn" in keywords,
+            offered={name.upper(): value.strip() for name, value in keywords.items()},
         )

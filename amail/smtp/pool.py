@@ -36,6 +36,15 @@ class Pooled(t.Protocol):
         """True while it can be spoken with, be it to say goodbye."""
         ...
 
+    @property
+    def unsettled(self) -> asyncio.Future[None] | None:
+        """Done when it has what its last user did not wait for; None if there is nothing."""
+        ...
+
+    def settle(self) -> object:
+        """Take what its last user did not wait for, and return it."""
+        ...
+
     def quit(self) -> Awaitable[None]:
         """End politely, within seconds."""
         ...
@@ -56,15 +65,25 @@ class Pool(t.Generic[S]):
     """Slots and idle sessions of one loop in one process.
 
     ``size`` slots; sessions idle for ``idle_timeout`` seconds are ended; who waits for a slot while
-    none was given back for ``pool_timeout`` seconds gets PoolTimeout.
+    none was given back for ``pool_timeout`` seconds gets PoolTimeout. At most half of the slots are
+    kept by sessions that wait for what their last user did not wait for; ``settled`` is given that
+    when it is there.
     """
 
-    def __init__(self, size: int, *, idle_timeout: float, pool_timeout: float) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        idle_timeout: float,
+        pool_timeout: float,
+        settled: Callable[[t.Any], None] | None = None,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.pid = os.getpid()
         self._size = size
         self._idle_timeout = idle_timeout
         self._pool_timeout = pool_timeout
+        self._tell_settled = settled
         self._free = size
         self._withheld = 0
         self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
@@ -79,6 +98,7 @@ class Pool(t.Generic[S]):
         self._allowing: set[asyncio.TimerHandle] = set()
         self._openings: set[asyncio.Timeout] = set()
         self._held: set[S] = set()
+        self._unsettled: list[S] = []  # in the order in which they were left
         self._farewells: dict[asyncio.Task[None], S] = {}
         self._leaving: list[S] = []  # those of them that hold no slot
         self._closed = False
@@ -103,7 +123,7 @@ class Pool(t.Generic[S]):
     @property
     def open(self) -> int:
         """Sessions open, used or not."""
-        return self.idle + sum(session.usable for session in self._held)
+        return self.idle + len(self._unsettled) + sum(session.usable for session in self._held)
 
     @property
     def belongs_here(self) -> bool:
@@ -121,10 +141,12 @@ class Pool(t.Generic[S]):
     async def aclose(self, seconds: float) -> None:
         """Refuse who waits, let those finish that are under way, then end every session.
 
-        What is under way after that many seconds is aborted.
+        What is under way after that many seconds is aborted, what nobody waits for at once.
         """
         self._closed = True
         self._refuse_waiting()
+        for session in list(self._unsettled):
+            session.abort()
         if self.leased:
             self._all_free = self.loop.create_future()
             await asyncio.wait({self._all_free}, timeout=seconds)
@@ -153,6 +175,7 @@ class Pool(t.Generic[S]):
         for session in self._all_sessions():
             session.forget()
         self._held.clear()
+        self._unsettled.clear()
         self._idle.clear()
         self._farewells.clear()
         self._waiting.clear()
@@ -248,7 +271,10 @@ class Pool(t.Generic[S]):
     def take_back(self, session: S) -> None:
         """Keep a clean session for the next one, end any other; the slot comes back with it."""
         self._held.discard(session)
-        if session.reusable and not self._closed:
+        if session.unsettled is not None and self._size > 1 and not self._closed:
+            self._keep_unsettled(session, session.unsettled)
+            return
+        if session.unsettled is None and session.reusable and not self._closed:
             self._idle.append((session, self.loop.time()))
             self._watch_idle()
         elif session.usable:
@@ -258,6 +284,25 @@ class Pool(t.Generic[S]):
         else:
             session.abort()
         self.give_slot_back()
+
+    def _keep_unsettled(self, session: S, settled: asyncio.Future[None]) -> None:
+        """Keep a session, and its slot, until it has what its user did not wait for."""
+        self._unsettled.append(session)
+        settled.add_done_callback(lambda _: self._settled(session), context=self._context)
+        too_many = max(0, len(self._unsettled) - self._size // 2)
+        for oldest in self._unsettled[:too_many]:  # copied: one that is aborted may leave at once
+            oldest.abort()
+
+    def _settled(self, session: S) -> None:
+        if session not in self._unsettled:  # the pool was forgotten meanwhile
+            return
+        self._unsettled.remove(session)
+        try:
+            late = session.settle()
+            if self._tell_settled is not None:
+                self._tell_settled(late)
+        finally:
+            self.take_back(session)
 
     def lose(self, session: S) -> None:
         """Abort a session whose slot stays taken."""
@@ -309,7 +354,8 @@ class Pool(t.Generic[S]):
         task.add_done_callback(parted)
 
     def _all_sessions(self) -> list[S]:
-        return [*self._held, *(session for session, _ in self._idle), *self._farewells.values()]
+        idle = [session for session, _ in self._idle]
+        return [*self._held, *idle, *self._unsettled, *self._farewells.values()]
 
     def _end_openings(self) -> None:
         self._ended = True

@@ -2,13 +2,15 @@
 
 Invariant: at most one transaction at a time, and each ends with an outcome, whatever the transport
 does. The protocol never closes or aborts its transport; ``usable`` says whether another transaction
-may follow.
+may follow. Who waits may leave when the last octet was written: the reply may still come, and
+``unsettled`` is done when it has, or cannot any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import typing as t
 from dataclasses import dataclass
 
@@ -21,6 +23,8 @@ if t.TYPE_CHECKING:
     from collections.abc import Iterator
 
     from amail.smtp.transaction import Transaction
+
+_logger = logging.getLogger("amail.smtp")
 
 SMALL = 64 * 1024
 """Content up to that many octets goes out in one write, the dot with it."""
@@ -63,24 +67,33 @@ class SMTPProtocol(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._deadlines = Deadlines(0, 0)
         self._deadline = 0.0
+        self._final_until = 0.0  # that long the final reply is waited for, whoever has left
         self._timer: asyncio.TimerHandle | None = None
         self._chunks: Iterator[bytes] | None = None
         self._written = 0  # octets of the content, before dot-stuffing
         self._unsent = 0  # octets that waited in the transport when last looked at
         self._paused = False
         self._broken = False
+        self.unsettled: asyncio.Future[None] | None = None
         self.connected = True
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
     @property
     def usable(self) -> bool:
         """True while a transaction can begin: connected, in step, nothing unasked received."""
+        return self.is_alive and self.unsettled is None
+
+    @property
+    def is_alive(self) -> bool:
+        """True while replies may come that can be believed."""
         return self.connected and not self._broken and not self._transport.is_closing()
 
     async def run(self, transaction: Transaction, deadlines: Deadlines) -> None:
-        """Drive a transaction until it has its outcome.
+        """Drive a transaction until it has its outcome, or the caller's time is over.
 
-        When this is cancelled the transaction is left as it stands and the protocol is not usable.
+        When this is cancelled, or returns without an outcome, the transaction is left as it stands.
+        Either the protocol is not usable any more, or the final reply may still come: then there is
+        ``unsettled``.
         """
         self._transaction, self._deadlines = transaction, deadlines
         done = self._done = self._loop.create_future()
@@ -92,9 +105,29 @@ class SMTPProtocol(asyncio.Protocol):
             self._expect(self._waits.command)
             await done
         finally:
-            if transaction.outcome is None or not transaction.in_step or self._reader.pending:
-                self._broken = True
-            self._transaction = self._done = self._chunks = None
+            if transaction.outcome is None and transaction.last_octet_written and self.is_alive:
+                self._wait_without_caller()
+            else:
+                self._end_transaction(transaction)
+
+    def settle(self) -> Transaction:
+        """Return the transaction whose caller had left. It has its outcome now."""
+        transaction = self._transaction
+        if transaction is None or self.unsettled is None:
+            raise AssertionError("nothing was left behind")
+        self.unsettled = None
+        self._end_transaction(transaction)
+        return transaction
+
+    def _wait_without_caller(self) -> None:
+        self.unsettled = self._done = self._loop.create_future()
+        self._deadlines = Deadlines(self._final_until, self._final_until)
+        self._expect(self._final_until - self._loop.time())
+
+    def _end_transaction(self, transaction: Transaction) -> None:
+        if transaction.outcome is None or not transaction.in_step or self._reader.pending:
+            self._broken = True
+        self._transaction = self._done = self._chunks = None
 
     async def quit(self) -> None:
         """Say QUIT and wait until the server has closed, or anything else ends the connection."""
@@ -120,6 +153,9 @@ class SMTPProtocol(asyncio.Protocol):
         except MalformedReply as error:
             self._broken = True
             replies, malformed = error.replies, str(error)
+        if self._reader.untidy:
+            self._reader.untidy = False
+            _logger.debug("a reply without CR at its end, or a space behind its code, was taken")
         last = len(replies) - 1
         for position, (code, raw) in enumerate(replies):
             if self._transaction is None or self._transaction.outcome is not None:
@@ -189,9 +225,7 @@ class SMTPProtocol(asyncio.Protocol):
         if len(octets) != len(content):
             self._content_failed(transaction)
             return
-        transaction.content_written()
-        self._write(wire + DOT)
-        self._expect(self._waits.final)
+        self._write_last(transaction, wire + DOT)
 
     def _send_content(self) -> None:
         """Write chunks as long as the transport takes them, then the dot as a write of its own."""
@@ -224,8 +258,12 @@ class SMTPProtocol(asyncio.Protocol):
             self._content_failed(transaction)
             return
         self._chunks = None
+        self._write_last(transaction, DOT)
+
+    def _write_last(self, transaction: Transaction, octets: bytes) -> None:
         transaction.content_written()
-        self._write(DOT)
+        self._write(octets)
+        self._final_until = self._loop.time() + self._waits.final
         self._expect(self._waits.final)
 
     def _content_failed(self, transaction: Transaction, cause: Exception | None = None) -> None:
@@ -273,6 +311,9 @@ class SMTPProtocol(asyncio.Protocol):
             return
         if self._loop.time() < self._deadline or self._body_moves(transaction):
             self._timer = self._loop.call_at(self._deadline, self._on_timer, context=self._context)
+            return
+        if transaction.last_octet_written and self._loop.time() < self._final_until:
+            self._look()  # it is the caller's time only that is over
             return
         transaction.timed_out()
         self._broken = True

@@ -12,6 +12,8 @@ MAX_LINE = 8 * 1024
 MAX_REPLY = 32 * 1024
 MAX_LINES = 128
 
+_HYPHEN, _SPACE, _CR = b"- \r"
+
 _TOO_LONG = f"a reply has more than {MAX_REPLY} octets, or more than {MAX_LINE} in a line"
 
 
@@ -27,12 +29,16 @@ class MalformedReply(ValueError):
 
 
 class ReplyReader:
-    """Cuts a stream of octets into replies, however they were cut into segments."""
+    """Cuts a stream of octets into replies, however they were cut into segments.
 
-    __slots__ = ("_pending",)
+    ``untidy`` says that a line had no CR at its end or no space behind its code, which is taken.
+    """
+
+    __slots__ = ("_pending", "untidy")
 
     def __init__(self) -> None:
         self._pending = b""
+        self.untidy = False
 
     @property
     def pending(self) -> bytes:
@@ -56,7 +62,10 @@ class ReplyReader:
                 reason = "a reply line does not begin with a code from 200 to 599"
                 raise MalformedReply(reason, replies)
             lines += 1
-            more = data[position + 3 : position + 4] == b"-"
+            mark = data[position + 3]
+            more = mark == _HYPHEN
+            if data[end - 1] != _CR or (mark != _SPACE and not more and mark != _CR):
+                self.untidy = True
             position = end + 1
             if not more:
                 replies.append((int(code), data[start:position]))

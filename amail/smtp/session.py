@@ -108,11 +108,23 @@ class Session:
         """True while it is connected and in step."""
         return self._protocol.usable
 
+    @property
+    def unsettled(self) -> asyncio.Future[None] | None:
+        """Done when the reply has come that a caller did not wait for; None if there is none."""
+        return self._protocol.unsettled
+
+    @property
+    def tls(self) -> tuple[str | None, str | None]:
+        """Version of the protocol and cipher suite; None in the clear."""
+        cipher = self._transport.get_extra_info("cipher")
+        return (cipher[1], cipher[0]) if cipher else (None, None)
+
     async def send(self, envelope: Envelope, content: Content, deadlines: Deadlines) -> Receipt:
         """Run one transaction. Raises MailError; only a proven clean session stays reusable.
 
-        Cancelling this aborts the session at once; a note on the CancelledError says what is known
-        of the message, and so does ``fate``.
+        Cancelling this aborts the session at once, unless the last octet was written: then the
+        reply may still come (``unsettled``, ``settle``). A note on the CancelledError says what is
+        known of the message, and so does ``fate``.
         """
         self.fate = "not_sent"
         transaction = Transaction(
@@ -129,24 +141,35 @@ class Session:
         try:
             await self._protocol.run(transaction, deadlines)
         except BaseException as error:
-            self.abort()
+            if self.unsettled is None:
+                self.abort()
             self.fate = _fate(transaction)
             _say_what_is_known(error, transaction)
             raise
-        self._reset_first = transaction.left_open
-        if not transaction.in_step:
-            self.abort()
-        outcome = transaction.outcome
+        if self.unsettled is not None:
+            self.fate = "unknown"
+            raise transaction.unknown("no reply came in time")
+        outcome = self._conclude(transaction)
         if isinstance(outcome, Receipt):
             return outcome
-        if outcome is None:
-            raise AssertionError("a transaction ended without an outcome")
         try:
             raise outcome
         finally:
             # Or its traceback would hold this frame, and this frame it: a cycle around the content.
-            transaction.outcome = outcome = None
+            transaction.outcome = outcome = None  # type: ignore[assignment]
             del transaction
+
+    def settle(self) -> Receipt | MailError:
+        """Return what the message came to whose caller had left."""
+        return self._conclude(self._protocol.settle())
+
+    def _conclude(self, transaction: Transaction) -> Receipt | MailError:
+        self._reset_first = transaction.left_open
+        if not transaction.in_step:
+            self.abort()
+        if transaction.outcome is None:
+            raise AssertionError("a transaction ended without an outcome")
+        return transaction.outcome
 
     def _warn_of_dsn(self, envelope: Envelope) -> None:
         """Say once a session that notifications were asked for and cannot be had."""
@@ -515,8 +538,9 @@ class _Opening:
             if stage == "greeting" and self._settings.effective_tls != "implicit":
                 hint = "; if that port speaks TLS first (465 does), use smtps://"
             return SendTimeout(f"{relay}: no answer at the stage {stage!r}{hint}", **details)
-        if stage == "tls":
-            return TLSError(f"{relay} broke off the TLS handshake", **details)
+        if stage in {"starttls", "tls"}:
+            # A connection that ends behind the 220 looks like one that ends before it.
+            return TLSError(f"{relay} closed the connection before TLS was agreed on", **details)
         return ConnectionLost(f"{relay} closed the connection at the stage {stage!r}", **details)
 
     def _reply(self, code: int, message: str) -> Reply:
@@ -560,6 +584,9 @@ class _Opening:
             text = "does not speak TLS from the start on this port: use smtp:// and STARTTLS"
             return TLSError(f"{relay} {text}", **details)
         reason = (cause.reason or "handshake failure").replace("_", " ").lower()
+        if "protocol" in reason:
+            text = f"does not speak a protocol that is safe, which is TLS 1.2 or newer: {reason}"
+            return TLSError(f"{relay} {text}", **details)
         return TLSError(f"{relay}: no TLS session: {reason}", **details)
 
 

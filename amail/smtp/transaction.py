@@ -145,24 +145,37 @@ class Transaction:
             text = f"the connection was lost at the stage {self.stage!r}; nothing was sent"
             self._fail(ConnectionLost(text, **self._details(retryable=True)))
         elif pending.startswith(b"250-"):
-            self._unknown("the connection was lost within the reply; probably it was accepted")
+            self._fail(
+                self.unknown("the connection was lost within the reply; probably it was accepted")
+            )
         else:
-            self._unknown("the connection was lost before the reply came")
+            self._fail(self.unknown("the connection was lost before the reply came"))
 
     def timed_out(self) -> None:
         """End because a deadline passed."""
         if self._ends_refused():
             return
         if self.last_octet_written:
-            self._unknown("no reply came in time")
+            self._fail(self.unknown("no reply came in time"))
         else:
             text = f"no answer in time at the stage {self.stage!r}; nothing was sent"
             self._fail(SendTimeout(text, **self._details(retryable=True)))
 
+    def unknown(self, reason: str) -> DeliveryUnknown:
+        """Return what is known as long as no reply has come to the last octet. Ends nothing."""
+        text = (
+            f"delivery is unknown: {reason}. The server may hold the message; sending it again may "
+            "make a second copy"
+        )
+        refused = self._refused
+        concerned = [path for path in self._envelope.forward_paths if path not in refused]
+        details = self._details(recipients=tuple(concerned))
+        return DeliveryUnknown(text, refused=refused, **details)
+
     def malformed(self, reason: str) -> None:
         """End because what came is no reply."""
         if self.last_octet_written:
-            self._unknown(f"what the server answered is no reply: {reason}")
+            self._fail(self.unknown(f"what the server answered is no reply: {reason}"))
         else:
             self._protocol_error(reason)
 
@@ -384,16 +397,6 @@ class Transaction:
     def _protocol_error(self, reason: str, reply: Reply | None = None) -> None:
         text = f"the server does not keep to SMTP: {reason}; nothing was sent"
         self._fail(ProtocolError(text, **self._details(reply, retryable=True)))
-
-    def _unknown(self, reason: str) -> None:
-        text = (
-            f"delivery is unknown: {reason}. The server may hold the message; sending it again may "
-            "make a second copy"
-        )
-        refused = self._refused
-        concerned = [path for path in self._envelope.forward_paths if path not in refused]
-        details = self._details(recipients=tuple(concerned))
-        self._fail(DeliveryUnknown(text, refused=refused, **details))
 
     def _reject(self, error: SendError) -> None:
         self.outcome = error

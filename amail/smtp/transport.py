@@ -27,6 +27,7 @@ from amail.errors import (
     NotSent,
     PoolTimeout,
     ProtocolError,
+    SenderRejected,
     SendError,
     SendTimeout,
     ServerBusy,
@@ -34,24 +35,27 @@ from amail.errors import (
     UsageError,
 )
 from amail.smtp.circuit import Circuit
+from amail.smtp.pace import Pace
 from amail.smtp.parts import Parts, is_due_later
 from amail.smtp.pool import Pool
 from amail.smtp.protocol import Deadlines
 from amail.smtp.session import Session, open_session
 from amail.smtp.settings import check_seconds
 from amail.smtp.tls import client_context
-from amail.transports.base import PoolStats
+from amail.transports.base import PoolStats, ServerInfo
 
 if t.TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from amail.envelope import Envelope
     from amail.errors import Outcome
     from amail.mime import Content
     from amail.receipt import Receipt
+    from amail.smtp.pace import Turn
     from amail.smtp.pool import Slot
     from amail.smtp.settings import SMTPSettings
+    from amail.transports.base import OnResolved
 
 _logger = logging.getLogger("amail.smtp")
 
@@ -65,13 +69,19 @@ class SMTPTransport:
 
     ``timeout`` is in seconds from the moment a slot is held until the last octet of the content is
     written, all attempts together; the reply to it then has ``settings.final_timeout``, or with
-    ``timeout_covers_reply`` what is left of ``timeout``.
+    ``timeout_covers_reply`` what is left of ``timeout``. ``patience``: seconds into an outage,
+    which may be a restart, in which those who wait are held back instead of refused.
 
     Belongs to the loop that first uses it, and to the next one when that is closed.
     """
 
     def __init__(
-        self, settings: SMTPSettings, *, timeout: float = 60.0, timeout_covers_reply: bool = False
+        self,
+        settings: SMTPSettings,
+        *,
+        timeout: float = 60.0,
+        timeout_covers_reply: bool = False,
+        patience: float = 10.0,
     ) -> None:
         check_seconds("timeout", timeout)
         self.settings = settings
@@ -84,9 +94,11 @@ class SMTPTransport:
         self._finalizer: weakref.finalize[t.Any, t.Any] | None = None
         self._context_loading: asyncio.Future[ssl.SSLContext] | None = None
         # Or a thousand senders dial a server that is down, and lock an account.
-        self._server = Circuit(failures=5, seconds=1.0, longest=60.0, patience=10.0)
+        self._server = Circuit(failures=5, seconds=1.0, longest=60.0, patience=patience)
         self._credentials = Circuit(failures=1, seconds=60.0, longest=60.0)
+        self._pace = Pace(settings.max_connections)
         self._outcomes: Counter[Outcome] = Counter()
+        self.on_resolved: OnResolved | None = None
         self._reconnects = 0
         self._inherited: list[AsyncGenerator[None, None]] = []
 
@@ -125,6 +137,26 @@ class SMTPTransport:
         self._log_acceptance(receipt, content, began)
         return receipt
 
+    async def verify(self) -> ServerInfo:
+        """Open a session, all the way, and say what the server said; it stays in the pool.
+
+        Raises what ``send`` raises where no session can be had, within ``timeout``.
+        """
+        pool = await self._pool_here()
+        async with pool.slot() as slot:
+            session = await self._open(slot, self._deadlines(None))
+            offered = session.extensions.offered
+            version, cipher = session.tls
+            return ServerInfo(
+                relay=session.relay,
+                extensions=offered,
+                size=session.extensions.size,
+                auth=tuple(offered.get("AUTH", "").upper().split()),
+                authenticated=bool(self.settings.username),
+                tls=version,
+                cipher=cipher,
+            )
+
     def stats(self) -> PoolStats:
         """Return the numbers of this process's pool and the outcomes so far."""
         pool = self._pool if self._pool is not None and self._pool.belongs_here else None
@@ -157,6 +189,7 @@ class SMTPTransport:
         try:
             await pool.aclose(drain)
         finally:
+            self._pace.end()
             pool.drop()
             if watcher is not None:
                 await watcher.aclose()
@@ -204,9 +237,7 @@ class SMTPTransport:
         while True:
             reused = session is not None
             try:
-                if session is None:
-                    session = await self._open(slot, deadlines)
-                receipt = await session.send(envelope, content, deadlines)
+                receipt = await self._send_at_its_pace(slot, envelope, content, deadlines)
             except NotSent as error:
                 if _too_many(error) and await slot.exchange(_BUSY_SECONDS):
                     _logger.info("%s takes no further session; one fewer now", self.settings.relay)
@@ -227,6 +258,39 @@ class SMTPTransport:
                 return receipt if attempts == 1 else replace(receipt, attempts=attempts)
             slot.drop()
             session = None
+
+    async def _send_at_its_pace(
+        self, slot: Slot[Session], envelope: Envelope, content: Content, deadlines: Deadlines
+    ) -> Receipt:
+        """Send over the slot's session or a new one, again where the server asks to slow down."""
+        turn = self._pace.turn()
+        while True:
+            await self._enter(turn, deadlines)
+            is_fresh = slot.session is None
+            try:
+                session = slot.session or await self._open(slot, deadlines)
+                receipt = await session.send(envelope, content, deadlines)
+            except (SenderRejected, ServerBusy) as error:
+                # A 421 on a session that was used before may be about that one alone.
+                is_told = _asks_to_slow_down(error) and (is_fresh or session.reusable)
+                if not is_told or not turn.was_told_to_slow_down(deadlines.content):
+                    raise
+                _logger.info("%s asks to slow down: %s", self.settings.relay, error.reply)
+            else:
+                turn.was_accepted()
+                return receipt
+            finally:
+                turn.leave()
+            if not session.reusable:
+                slot.drop()
+
+    async def _enter(self, turn: Turn, deadlines: Deadlines) -> None:
+        try:
+            await turn.enter(deadlines.content)
+        except TimeoutError:
+            relay = self.settings.relay
+            text = f"{relay} asked to slow down; the deadline passed before this message's turn"
+            raise SendTimeout(text, stage="mail", retryable=True, relay=relay) from None
 
     async def _open(self, slot: Slot[Session], deadlines: Deadlines) -> Session:
         """Open a session, unless it is known that the server cannot be had or will not have us."""
@@ -264,6 +328,23 @@ class SMTPTransport:
                     self._context_loading = None
         return self._context
 
+    def _resolved(self, came_to: Receipt | MailError) -> None:
+        """Take the late reply to a message whose sender had left, and was told "unknown"."""
+        outcome: Outcome = getattr(came_to, "outcome", "unknown")
+        text = "%s: %s by %s, which had been unknown"
+        message_id = getattr(came_to, "message_id", None)
+        if outcome == "unknown":
+            _logger.info("%s: stays unknown: %s had no reply", message_id, self.settings.relay)
+            return
+        _logger.warning(text, message_id, outcome, self.settings.relay)
+        self._outcomes["unknown"] -= 1
+        self._outcomes[outcome] += 1
+        if self.on_resolved is not None:
+            try:
+                self.on_resolved(came_to)
+            except Exception:
+                _logger.exception("%s: on_resolved failed", message_id)
+
     # The loop
 
     async def _pool_here(self) -> Pool[Session]:
@@ -281,11 +362,13 @@ class SMTPTransport:
             self._forget(pool)
         self._server.leave_loop()
         self._credentials.leave_loop()
+        self._pace.leave_loop()
         settings = self.settings
         pool = self._pool = Pool(
             settings.max_connections,
             idle_timeout=settings.idle_timeout,
             pool_timeout=settings.pool_timeout,
+            settled=_weakly(self._resolved),
         )
         self._finalizer = weakref.finalize(self, _abandon, pool, self._made_at)
         self._finalizer.atexit = False
@@ -346,9 +429,28 @@ class SMTPTransport:
         )
 
 
+def _weakly(method: Callable[[Receipt | MailError], None]) -> Callable[[t.Any], None]:
+    """Call a method of an object without keeping that alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(argument: Receipt | MailError) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(argument)
+
+    return call
+
+
 def _too_many(error: SendError) -> bool:
     """Tell whether the server takes no further session at the moment (421 in place of 220)."""
     return isinstance(error, ServerBusy) and error.stage == "greeting"
+
+
+def _asks_to_slow_down(error: SendError) -> bool:
+    """Tell whether MAIL is refused for now out of a policy (RFC 3463, 3.8), as by rate limits."""
+    reply = error.reply
+    is_policy = reply is not None and (reply.enhanced or "").startswith("4.7.")
+    return is_policy and error.stage == "mail"
 
 
 def _refuses_credentials(error: SendError) -> bool:

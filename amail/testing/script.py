@@ -280,9 +280,16 @@ def first_reply(step: Step | None, usual: str) -> str | None:
         case Bytes(data, then):
             text = data.decode("latin-1")
             if _REPLY.match(text) and "\n" in text:
-                return text.rstrip("\r\n").replace("\r\n", "\n")
+                return _with_its_code(text.rstrip("\r\n").replace("\r\n", "\n"))
             return first_reply(then, usual)
     return None
+
+
+def _with_its_code(text: str) -> str:
+    """Put the code of a reply's last line first: that one counts where they differ."""
+    lines = text.split("\n")
+    last = next((line for line in lines if line[3:4] != "-" and _REPLY.match(line)), text)
+    return last[:3] + text[3:]
 
 
 def code_of(reply: str | None) -> int:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 
 if t.TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from amail.envelope import Envelope
+    from amail.errors import MailError, Outcome
     from amail.mime import Content
     from amail.receipt import Receipt
+
+    OnResolved = Callable[[Receipt | MailError], object]
+    """Told what became of a message that had been unknown."""
 
 
 @t.runtime_checkable
 class Transport(t.Protocol):
     """Anything that takes an envelope and content.
 
-    A wrapper is a Transport that holds a Transport. A Transport may also have ``stats()``, and
-    ``concurrency``, an int: how many sends are worth having under way at once.
+    A wrapper is a Transport that holds a Transport. A Transport may also have ``stats()``,
+    ``verify()``, which returns a ServerInfo, and ``concurrency``, an int: how many sends are worth
+    having under way at once.
     """
 
     async def send(
@@ -52,3 +59,74 @@ class PoolStats:
     not_sent: int = 0
     unknown: int = 0
     reconnects: int = 0
+
+    def __add__(self, other: PoolStats) -> PoolStats:
+        """Return the numbers of both together."""
+        mine, its = (
+            [getattr(each, field.name) for field in fields(each)] for each in (self, other)
+        )
+        return PoolStats(*map(sum, zip(mine, its, strict=True)))
+
+    def without(self, outcomes: Mapping[Outcome, int]) -> PoolStats:
+        """Leave out what was not the end of a message: tries after which another one was made."""
+        left = {name: max(0, getattr(self, name) - count) for name, count in outcomes.items()}
+        return replace(self, **left)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server said of itself in a session that was opened all the way, and held no message.
+
+    ``relay`` is the server as "host:port". ``extensions`` are those of its last EHLO reply, in
+    capitals, with their parameters; ``size`` is the largest content in octets (RFC 1870), None
+    without a limit; ``auth`` are the mechanisms it offers (RFC 4954), and ``authenticated`` says
+    whether the credentials were accepted, False where there are none. ``tls`` is the version of the
+    protocol ("TLSv1.3") and ``cipher`` its suite; None in the clear.
+    """
+
+    relay: str
+    extensions: Mapping[str, str] = field(default_factory=dict, hash=False)
+    size: int | None = None
+    auth: tuple[str, ...] = ()
+    authenticated: bool = False
+    tls: str | None = None
+    cipher: str | None = None
+
+
+class Wrapper:
+    """The part of a wrapper that hands everything on but ``send``."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    @property
+    def concurrency(self) -> int:
+        """That of the transport below."""
+        return getattr(self._transport, "concurrency", 1)
+
+    def stats(self) -> PoolStats:
+        """Return the numbers of the transport below; all zero where it keeps none."""
+        return stats_of(self._transport)
+
+    async def verify(self) -> ServerInfo:
+        """Verify the transport below."""
+        return await verified(self._transport)
+
+    async def aclose(self) -> None:
+        """Close the transport below."""
+        await self._transport.aclose()
+
+
+def stats_of(transport: Transport) -> PoolStats:
+    """Return a transport's numbers; all zero where it keeps none."""
+    stats = getattr(transport, "stats", None)
+    return PoolStats() if stats is None else stats()
+
+
+async def verified(transport: Transport) -> ServerInfo:
+    """Ask a transport's server; one that has none is named by its kind."""
+    verify = getattr(transport, "verify", None)
+    if verify is None:
+        return ServerInfo(relay=type(transport).__name__)
+    info: ServerInfo = await verify()
+    return info

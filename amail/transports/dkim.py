@@ -21,7 +21,7 @@ import typing as t
 from amail.address import Address
 from amail.errors import ConfigError, InvalidAddress, InvalidHeader, SendTimeout
 from amail.mime.headers import fold
-from amail.transports.base import PoolStats
+from amail.transports.base import Wrapper
 
 try:
     import dkim
@@ -74,7 +74,7 @@ _KEY_HELP = (
 )
 
 
-class DKIMSigned:
+class DKIMSigned(Wrapper):
     """Signs content for ``domain`` and hands it to ``transport``.
 
     ``key`` is the private key: for RSA its PEM text, for Ed25519 its PEM text or 32 octets in
@@ -92,7 +92,7 @@ class DKIMSigned:
     def __init__(
         self, transport: Transport, *, domain: str, selector: str, key: str | os.PathLike[str]
     ) -> None:
-        self._transport = transport
+        super().__init__(transport)
         self._domain = _dns_name(domain, "domain")
         self._selector = _dns_name(selector, "selector")
         self._algorithm, self._sign = _signer(key)
@@ -149,20 +149,6 @@ class DKIMSigned:
         signature = base64.b64encode(self._sign(digest)).decode()
         tags += [signature[start : start + _WIDTH] for start in range(0, len(signature), _WIDTH)]
         return content.with_field(fold("DKIM-Signature", tags).encode())
-
-    @property
-    def concurrency(self) -> int:
-        """That of the transport below."""
-        return getattr(self._transport, "concurrency", 1)
-
-    def stats(self) -> PoolStats:
-        """Return the numbers of the transport below; all zero where it keeps none."""
-        stats = getattr(self._transport, "stats", None)
-        return PoolStats() if stats is None else stats()
-
-    async def aclose(self) -> None:
-        """Close the transport below."""
-        await self._transport.aclose()
 
     async def _signed_in_thread(
         self, envelope: Envelope, content: Content, deadline: float | None

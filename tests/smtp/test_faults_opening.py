@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import errno
 import ipaddress
 import re
 import socket
@@ -208,6 +209,23 @@ async def test_f10_f11_the_second_try_is_accepted_where_the_server_stays(
         musts.watch(server)
         accepted(await send(musts, mailer), attempts=2)
         assert server.connections == 2
+
+
+async def test_f11_an_rst_that_comes_before_we_can_look_is_tried_again_too(
+    musts: Musts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect, resets = loop.sock_connect, [ConnectionResetError(errno.ECONNRESET, "reset")]
+
+    async def reset_once(*arguments: t.Any) -> None:
+        if resets:
+            raise resets.pop()
+        await connect(*arguments)
+
+    monkeypatch.setattr(loop, "sock_connect", reset_once)
+    async with FaultServer() as server, Mailer(server.url) as mailer:
+        musts.watch(server)
+        accepted(await send(musts, mailer), attempts=2)
 
 
 async def test_f12_a_greeting_of_554_is_a_connect_error_with_its_reply_and_not_tried_again(

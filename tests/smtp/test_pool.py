@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import typing as t
 from collections import Counter
 
 import pytest
 
 from amail.errors import MailerClosed, PoolTimeout
 from amail.smtp.pool import Pool, Slot
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable
 
 IDLE_TIMEOUT, POOL_TIMEOUT = 30.0, 20.0
 
@@ -49,6 +53,7 @@ class Fake:
         self.end = "open"
         self.user: object = None
         self.gone = asyncio.Event()
+        self.unsettled: asyncio.Future[None] | None = None
         self._house = house
         self._number = number
 
@@ -57,7 +62,11 @@ class Fake:
 
     @property
     def usable(self) -> bool:
-        return self.end == "open"
+        return self.end == "open" and self.unsettled is None
+
+    def settle(self) -> object:
+        self.unsettled = None
+        return f"what {self._number} was asked for"
 
     async def quit(self) -> None:
         assert self.usable
@@ -87,6 +96,8 @@ class Fake:
             self._house.open -= 1
             self.gone.set()
             self.reusable = False
+            if self.unsettled is not None and not self.unsettled.done():
+                self.unsettled.set_result(None)
 
 
 class Clock:
@@ -123,8 +134,8 @@ def house() -> House:
     return House()
 
 
-def make_pool(size: int) -> Pool[Fake]:
-    return Pool(size, idle_timeout=IDLE_TIMEOUT, pool_timeout=POOL_TIMEOUT)
+def make_pool(size: int, settled: Callable[[t.Any], None] | None = None) -> Pool[Fake]:
+    return Pool(size, idle_timeout=IDLE_TIMEOUT, pool_timeout=POOL_TIMEOUT, settled=settled)
 
 
 async def take(slot: Slot[Fake], house: House) -> Fake:
@@ -164,6 +175,12 @@ class User:
         """Leave a session that answers and is not to be used again."""
         self.the_session.reusable = False
         await self.done()
+
+    async def gone_early(self) -> asyncio.Future[None]:
+        """Leave a session whose answer is still to come."""
+        unsettled = self.the_session.unsettled = asyncio.get_running_loop().create_future()
+        await self.done()
+        return unsettled
 
     async def broken(self) -> None:
         """Leave a session that cannot even be said goodbye to."""
@@ -965,3 +982,107 @@ async def test_an_exchange_that_does_not_come_about_leaves_the_slots_right(
     if ends != "closed":
         await clock.advance(61)
         await assert_every_slot_is_there(pool, 2, house)
+
+
+# What a user did not wait for
+
+
+async def test_a_session_left_unsettled_keeps_its_slot_until_it_is_settled(house: House) -> None:
+    told: list[object] = []
+    pool = make_pool(4, told.append)
+    (user,) = await users(1, pool, house)
+    answer = await user.gone_early()
+    await settle()
+    assert numbers(pool) == (1, 0, 1, 0)
+    assert not told
+    answer.set_result(None)
+    await settle()
+    assert told == ["what 1 was asked for"]
+    assert numbers(pool) == (1, 1, 0, 0)
+    assert house.ends() == ["open"]
+    await assert_every_slot_is_there(pool, 4, house)
+
+
+async def test_a_session_that_is_settled_and_no_good_is_ended(house: House) -> None:
+    pool = make_pool(4)
+    (user,) = await users(1, pool, house)
+    answer = await user.gone_early()
+    user.the_session.reusable = False
+    house.answers_quit = True
+    answer.set_result(None)
+    await settle()
+    assert house.ends() == ["open, quit"]
+    assert numbers(pool) == (0, 0, 0, 0)
+
+
+async def test_half_of_the_slots_at_most_are_kept_by_unsettled_sessions(house: House) -> None:
+    told: list[object] = []
+    pool = make_pool(5, told.append)
+    crowd = await users(5, pool, house)
+    for user in crowd[:4]:  # all at once
+        user.the_session.unsettled = asyncio.get_running_loop().create_future()
+        user.leave.set()
+    await settle()
+    assert house.ends() == ["open, aborted", "open, aborted", "open", "open", "open"]
+    assert told == ["what 1 was asked for", "what 2 was asked for"]
+    assert pool.leased == 3
+
+
+async def test_the_only_session_is_not_kept_for_what_may_come(house: House) -> None:
+    pool = make_pool(1)
+    (user,) = await users(1, pool, house)
+    await user.gone_early()
+    assert house.ends() == ["open, aborted"]
+    assert numbers(pool) == (0, 0, 0, 0)
+
+
+async def test_closing_aborts_unsettled_sessions_at_once_and_waits_for_the_others(
+    house: House,
+) -> None:
+    pool = make_pool(4)
+    crowd = await users(2, pool, house)
+    await crowd[0].gone_early()
+    closing = asyncio.create_task(pool.aclose(10))
+    await settle()
+    assert house.ends() == ["open, aborted", "open"]
+    house.answers_quit = True
+    await crowd[1].done()
+    await closing
+    assert numbers(pool) == (0, 0, 0, 0)
+    assert house.open == 0
+
+
+async def test_a_session_left_unsettled_while_the_pool_is_closed_is_aborted(house: House) -> None:
+    pool = make_pool(4)
+    (user,) = await users(1, pool, house)
+    closing = asyncio.create_task(pool.aclose(10))
+    await settle()
+    await user.gone_early()
+    await closing
+    assert house.ends() == ["open, aborted"]
+
+
+@pytest.mark.parametrize(("how", "end"), [("drop", "aborted"), ("forget", "forgotten")])
+async def test_dropping_and_forgetting_end_unsettled_sessions_too(
+    house: House, how: str, end: str
+) -> None:
+    pool = make_pool(4)
+    (user,) = await users(1, pool, house)
+    await user.gone_early()
+    getattr(pool, how)()
+    await settle()
+    assert house.ends() == [f"open, {end}"]
+
+
+async def test_what_is_told_of_a_settled_session_may_fail_and_costs_no_slot(house: House) -> None:
+    def tell(late: object) -> None:
+        raise ZeroDivisionError
+
+    raised: list[dict[str, t.Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context))
+    pool = make_pool(2, tell)
+    (user,) = await users(1, pool, house)
+    (await user.gone_early()).set_result(None)
+    await settle()
+    assert [type(each["exception"]) for each in raised] == [ZeroDivisionError]
+    assert numbers(pool) == (1, 1, 0, 0)

@@ -100,6 +100,24 @@ def test_f48_bare_line_feeds_and_a_missing_space_are_understood() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("octets", "untidy"),
+    [
+        (b"250 ok\r\n", False),
+        (b"250-a\r\n250 b\r\n", False),
+        (b"250\r\n", False),
+        (b"250ok\r\n", True),
+        (b"250 ok\n", True),
+        (b"250-a\n250 b\r\n", True),
+        (b"250\n", True),
+    ],
+)
+def test_f48_what_is_untidy_is_noted(octets: bytes, untidy: bool) -> None:
+    reader = ReplyReader()
+    assert len(reader.feed(octets)) == 1
+    assert reader.untidy is untidy
+
+
 def test_f47_in_mixed_codes_that_of_the_last_line_counts() -> None:
     assert read([b"250-a\r\n550 b\r\n"])[0] == [(550, b"250-a\r\n550 b\r\n")]
 
