@@ -46,6 +46,8 @@ from amail.receipt import Receipt, Reply, Result
 from amail.smtp.settings import SMTPSettings
 from amail.smtp.transport import SMTPTransport
 from amail.sync import SyncMailer
+from amail.transports.base import ServerInfo
+from amail.transports.failover import RoundRobin
 from amail.transports.memory import MemoryTransport
 from amail.transports.null import NullTransport
 
@@ -82,12 +84,14 @@ __all__ = [
     "Rejected",
     "Reply",
     "Result",
+    "RoundRobin",
     "SMTPSettings",
     "SMTPTransport",
     "SendError",
     "SendTimeout",
     "SenderRejected",
     "ServerBusy",
+    "ServerInfo",
     "SyncMailer",
     "TLSError",
     "UTF8Required",

@@ -17,11 +17,11 @@ from amail.message import Message
 from amail.mime import compose, compose_raw
 from amail.secret import hides_arguments
 from amail.smtp.settings import SMTPOptions, check_seconds
-from amail.transports.base import PoolStats, Transport
-from amail.transports.resolve import Where, resolve
+from amail.transports.base import stats_of, verified
+from amail.transports.failover import resolve_all
 
 if t.TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
     from email.message import EmailMessage
     from types import TracebackType
 
@@ -30,6 +30,8 @@ if t.TYPE_CHECKING:
     from amail.many import Messages
     from amail.mime import Content
     from amail.receipt import Receipt, Result
+    from amail.transports.base import OnResolved, PoolStats, ServerInfo, Transport
+    from amail.transports.resolve import Where
 
 _OPTIONS = frozenset(SMTPOptions.__annotations__)
 _CONCURRENCY = 10
@@ -39,12 +41,14 @@ class Mailer:
     """Sends messages to one place, any number at a time.
 
     ``where`` is a URL ("smtp://user:password@host:port", "smtps://host", "memory://"),
-    SMTPSettings, or a Transport. Every field of SMTPSettings is also a keyword, beside a URL or in
-    place of it: ``Mailer(host="smtp.example.com", port=587)``.
+    SMTPSettings, a Transport, or a list of these: failover in that order. Every field of
+    SMTPSettings is also a keyword, beside a URL or in place of it:
+    ``Mailer(host="smtp.example.com", port=587)``.
     ``default_sender`` is the author of messages that name none. ``all_recipients`` sends to every
     recipient or to none. ``timeout``: seconds from the moment a session is free until the content
     is written. ``prepare`` is called with each message on the caller's side and returns it or
-    another one, or raises Vetoed.
+    another one, or raises Vetoed. ``on_resolved`` is called in the loop with the Receipt or the
+    SendError of a message that had been unknown, when the late reply comes.
 
     Use it as ``async with Mailer(...) as mailer``, or call ``aclose()`` at the end. It belongs to
     the loop that first uses it. The constructor does no I/O. Raises ConfigError.
@@ -53,13 +57,14 @@ class Mailer:
     @hides_arguments
     def __init__(
         self,
-        where: Where | None = None,
+        where: Where | Sequence[Where] | None = None,
         *,
         default_sender: Person | None = None,
         all_recipients: bool = False,
         timeout: float = 60.0,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         prepare: Callable[[Message], Message] | None = None,
+        on_resolved: OnResolved | None = None,
         ascii_attachments: bool = False,
         **smtp_options: t.Unpack[SMTPOptions],
     ) -> None:
@@ -74,7 +79,9 @@ class Mailer:
         self._all_recipients = all_recipients
         self._limits = limits
         self._prepare = prepare
-        self._transport = resolve(where, timeout=timeout, options=smtp_options)
+        self._transport = resolve_all(where, timeout=timeout, options=smtp_options)
+        if on_resolved is not None:
+            _tell(self._transport, on_resolved)
         self._closed = False
 
     @classmethod
@@ -200,10 +207,19 @@ class Mailer:
         """
         return Connection(self)
 
+    async def verify(self) -> ServerInfo:
+        """Open a session with the server, with TLS and AUTH, and return what it says of itself.
+
+        Nothing is said of a message. Of several relays each is asked, and the first one's answer
+        returned; where there is no server (memory://, file://) there is nothing to ask. Raises the
+        NotSent that a message would get.
+        """
+        self._check_is_open()
+        return await verified(self._transport)
+
     def stats(self) -> PoolStats:
         """Return the transport's numbers; all zero where it keeps none."""
-        stats = getattr(self._transport, "stats", None)
-        return PoolStats() if stats is None else stats()
+        return stats_of(self._transport)
 
     async def aclose(self) -> None:
         """Let those finish that are being sent, refuse who waits, end every session. Idempotent."""
@@ -225,14 +241,13 @@ class Mailer:
     async def _deliver(
         self, envelope: Envelope, content: Content, deadline: float | None
     ) -> Receipt:
-        if self._closed:
-            raise MailerClosed(
-                "the mailer is closed; nothing was sent. Enter it again with async with",
-                stage="pool",
-                message_id=content.message_id,
-                recipients=envelope.forward_paths,
-            )
+        self._check_is_open(message_id=content.message_id, recipients=envelope.forward_paths)
         return await self._transport.send(envelope, content, deadline=deadline)
+
+    def _check_is_open(self, **details: t.Any) -> None:
+        if self._closed:
+            text = "the mailer is closed; nothing was sent. Enter it again with async with"
+            raise MailerClosed(text, stage="pool", **details)
 
 
 class Connection:
@@ -263,6 +278,13 @@ def _check_names(options: SMTPOptions) -> None:
             close = difflib.get_close_matches(name, _OPTIONS, 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ConfigError(f"{name}: there is no such option{hint}")
+
+
+def _tell(transport: Transport, on_resolved: OnResolved) -> None:
+    if not hasattr(transport, "on_resolved"):
+        kind = type(transport).__name__
+        raise ConfigError(f"on_resolved: {kind} has no late replies; leave it out")
+    transport.on_resolved = on_resolved
 
 
 def _check_is_message(message: object, where: str) -> None:

@@ -8,20 +8,23 @@ import weakref
 
 from amail.errors import UsageError
 from amail.mailer import Mailer
-from amail.portal import Portal, loop_is_running
+from amail.portal import Portal
 from amail.secret import hides_arguments
 from amail.smtp.transport import SMTPTransport
+from amail.threads import loop_is_running
 
 if t.TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from email.message import EmailMessage
 
     from amail.address import People, Person
     from amail.envelope import Envelope
     from amail.message import Message
     from amail.receipt import Receipt
-    from amail.transports.base import PoolStats
+    from amail.transports.base import PoolStats, ServerInfo
     from amail.transports.resolve import Where
+
+R = t.TypeVar("R")
 
 
 class SyncMailer:
@@ -35,7 +38,11 @@ class SyncMailer:
 
     @hides_arguments
     def __init__(
-        self, where: Where | None = None, *, portal: Portal | None = None, **options: t.Any
+        self,
+        where: Where | Sequence[Where] | None = None,
+        *,
+        portal: Portal | None = None,
+        **options: t.Any,
     ) -> None:
         self._mailer = Mailer(where, **options)
         self._portal = Portal() if portal is None else portal
@@ -81,6 +88,14 @@ class SyncMailer:
             self._mailer.send_raw(content, sender=sender, recipients=recipients, timeout=timeout)
         )
 
+    def verify(self) -> ServerInfo:
+        """Open a session and return what the server says of itself; see ``Mailer.verify``.
+
+        Raises UsageError in a thread that runs an event loop.
+        """
+        _check_may_wait("verify")
+        return self._wait_for(self._mailer.verify())
+
     def stats(self) -> PoolStats:
         """Return the mailer's numbers."""
         return self._mailer.stats()
@@ -97,7 +112,7 @@ class SyncMailer:
             self._portal.close()
         self._ends_with_portal_in = None
 
-    def _wait_for(self, sending: Coroutine[t.Any, t.Any, Receipt]) -> Receipt:
+    def _wait_for(self, sending: Coroutine[t.Any, t.Any, R]) -> R:
         try:
             self._end_with_portal()
         except BaseException:
@@ -133,5 +148,7 @@ def _closer(mailer: Mailer) -> Callable[[], Awaitable[None]]:
         transport = reference()
         if isinstance(transport, SMTPTransport):
             await transport.aclose(drain=0)
+        elif transport is not None:
+            await transport.aclose()
 
     return close

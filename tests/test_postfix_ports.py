@@ -115,6 +115,17 @@ async def test_a_server_that_takes_two_sessions_gets_all_messages_over_them(
     assert await stored_copies(postfix, COUNT) == once_each(receipts)
 
 
+async def test_a_server_that_takes_5_messages_a_second_gets_50_and_nobody_sees_a_refusal(
+    musts: Musts, postfix: PostfixServer
+) -> None:
+    async with mailer_for(postfix, "rate") as mailer:
+        receipts = all_accepted(await send_all(mailer, map(letter, range(50))))
+        assert mailer.stats().rejected == 0
+    refusals = times(postfix, "rate", "Message delivery request rate limit exceeded")
+    assert 0 < refusals <= 50  # it is asked, not beleaguered
+    assert await stored_copies(postfix, 50) == once_each(receipts)
+
+
 async def test_a_server_that_takes_5_recipients_gets_12_in_three_transactions(
     musts: Musts, postfix: PostfixServer
 ) -> None:

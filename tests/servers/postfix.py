@@ -40,6 +40,10 @@ PUNISHING: t.Final[Mapping[str, Mapping[str, str]]] = {
             "smtpd_client_connection_count_limit": "2",
             "smtpd_client_event_limit_exceptions": "",
         },
+        "rate": {
+            "smtpd_client_message_rate_limit": "5",  # in each anvil_rate_time_unit
+            "smtpd_client_event_limit_exceptions": "",
+        },
         "five": {"smtpd_recipient_limit": "5"},
         "junk": {
             "smtpd_junk_command_limit": "3",
@@ -98,6 +102,7 @@ virtual_transport = virtual
 smtpd_peername_lookup = no
 smtpd_error_sleep_time = 0
 smtpd_client_connection_count_limit = 0
+anvil_rate_time_unit = 1s
 smtpd_sender_restrictions =
 smtpd_relay_restrictions = permit_sasl_authenticated, reject
 smtpd_recipient_restrictions =

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -61,3 +62,9 @@ def speaks_smtp(port: int) -> bool:
     except OSError:
         return False
     return greeted
+
+
+def require_module(name: str) -> None:
+    """Skip the test where a package is not installed; in CI that is an error."""
+    if importlib.util.find_spec(name) is None:
+        give_up(f"{name} is not installed (pip install -e '.[ci]')")
