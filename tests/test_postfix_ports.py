@@ -115,6 +115,7 @@ async def test_a_server_that_takes_two_sessions_gets_all_messages_over_them(
     assert await stored_copies(postfix, COUNT) == once_each(receipts)
 
 
+@pytest.mark.soak_short  # ten seconds at least
 async def test_a_server_that_takes_5_messages_a_second_gets_50_and_nobody_sees_a_refusal(
     musts: Musts, postfix: PostfixServer
 ) -> None:

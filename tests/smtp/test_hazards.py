@@ -442,8 +442,10 @@ async def test_c14_a_storm_of_cancellations_leaves_nothing_behind(musts: Musts) 
             assert storm.cancelled > 9_000
             assert storm.accepted > 500
             assert server.connections > 500
+            while mailer.stats().leased:  # those whose late reply is still to come
+                await asyncio.sleep(0.001)
             stats = mailer.stats()
-            assert (stats.leased, stats.waiting) == (0, 0)
+            assert stats.waiting == 0
             assert stats.open == stats.idle <= 4
             assert stats.accepted >= storm.accepted
             assert stats.unknown + stats.not_sent + stats.accepted == 30 * 500
