@@ -13,26 +13,44 @@ import logging
 import sys
 import threading
 import time
+import typing as t
+
+if t.TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
 
 _logger = logging.getLogger("amail")
+
+T = t.TypeVar("T")
 
 _RESOLVERS = 2
 _HELD_UP_SECONDS = 1.0
 
 
 class BackgroundLoop:
-    """A running loop. Raises RuntimeError where no thread can be started any more."""
+    """A running loop.
+
+    Raises RuntimeError where no thread can be started any more, and OSError where too many files
+    are open.
+    """
 
     def __init__(self, name: str) -> None:
-        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
-        # In an empty context: what the first caller's holds shall not live as long as the process.
-        self._thread = threading.Thread(
-            target=contextvars.Context().run, args=(_run, started), name=name, daemon=True
-        )
-        self._thread.start()
-        self.loop = started.result()
         self._asked_at: float | None = None
         self._said = False
+        self.loop = self._start(name)
+
+    def _start(self, name: str) -> asyncio.AbstractEventLoop:
+        """Start the thread, and return the loop once it runs."""
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+
+        def run() -> None:
+            run_until_stopped(_loop_with_resolvers, started.set_result, started.set_exception)
+
+        # In an empty context: what the first caller's holds shall not live as long as the process.
+        self._thread = threading.Thread(
+            target=contextvars.Context().run, args=(run,), name=name, daemon=True
+        )
+        self._thread.start()
+        return started.result()
 
     @property
     def is_alive(self) -> bool:
@@ -43,6 +61,15 @@ class BackgroundLoop:
     def is_here(self) -> bool:
         """True in code that runs on this loop."""
         return threading.current_thread() is self._thread
+
+    @property
+    def ident(self) -> int | None:
+        """The number of the thread, as the operating system's threads are numbered in Python."""
+        return self._thread.ident
+
+    def submit(self, coroutine: Coroutine[t.Any, t.Any, T]) -> concurrent.futures.Future[T]:
+        """Start a coroutine on the loop, with the caller's context variables."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     @property
     def lag(self) -> float:
@@ -69,7 +96,7 @@ class BackgroundLoop:
         self._said = False
 
     def _where(self) -> str:
-        frame = sys._current_frames().get(self._thread.ident or 0)
+        frame = sys._current_frames().get(self.ident or 0)
         if frame is None:
             return "nobody knows what"
         return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
@@ -84,22 +111,25 @@ class BackgroundLoop:
         self._thread.join(seconds)
 
 
-def _run(started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
-    """Run a loop in this thread until it is stopped.
+def run_until_stopped(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    started: Callable[[asyncio.AbstractEventLoop], object],
+    failed: Callable[[Exception], object],
+) -> None:
+    """Make a loop and run it in this thread until it is stopped.
 
     Not with asyncio.Runner, which would wait for the resolvers at the end, in a thread that it
     starts: Python 3.12 refuses that once the interpreter shuts down.
     """
-    loop = asyncio.new_event_loop()
     try:
-        try:
-            loop.set_default_executor(_started_resolvers())
-        except RuntimeError as error:  # the interpreter is shutting down
-            started.set_exception(error)
-            return
+        loop = new_loop()
+    except Exception as error:  # noqa: BLE001 - raised where the loop is waited for
+        failed(error)
+        return
+    try:
         asyncio.set_event_loop(loop)
-        loop.call_soon(started.set_result, loop)
-        _run_until_stopped(loop)
+        loop.call_soon(started, loop)
+        _run_whatever_is_raised(loop)
         _cancel_all(loop)
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
@@ -107,7 +137,17 @@ def _run(started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
         loop.close()  # which lets the resolvers go without waiting for them
 
 
-def _run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+def _loop_with_resolvers() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    try:
+        loop.set_default_executor(_started_resolvers())
+    except RuntimeError:
+        loop.close()
+        raise
+    return loop
+
+
+def _run_whatever_is_raised(loop: asyncio.AbstractEventLoop) -> None:
     while True:
         try:
             loop.run_forever()

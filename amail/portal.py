@@ -16,17 +16,21 @@ import atexit
 import concurrent.futures
 import concurrent.futures.thread  # its exit hook has to be registered before ours, to run after it
 import contextlib
+import functools
 import logging
 import os
 import threading
 import typing as t
 import weakref
 
-from amail.background import BackgroundLoop
 from amail.errors import ConfigError, DeliveryUnknown, UsageError
+from amail.native import start_loop
+from amail.threads import loop_is_running
 
 if t.TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
+
+    from amail.background import BackgroundLoop
 
 _logger = logging.getLogger("amail")
 
@@ -93,7 +97,7 @@ class Portal:
         try:
             with self._running_loop() as background:
                 background.watch()
-                call = asyncio.run_coroutine_threadsafe(coroutine, background.loop)
+                call = background.submit(coroutine)
                 self._calls.add(call)
         except BaseException:
             coroutine.close()
@@ -218,8 +222,8 @@ class Portal:
 
     def _start(self) -> None:
         try:
-            background = BackgroundLoop("amail-loop")
-        except RuntimeError as error:
+            background = start_loop("amail-loop")
+        except (RuntimeError, OSError) as error:
             raise UsageError(f"no background loop can be started: {error}") from error
         if self._background is not None and self._background.is_alive:
             background.stop()  # a signal handler was faster
@@ -240,15 +244,6 @@ class Portal:
 _portals: weakref.WeakSet[Portal] = weakref.WeakSet()
 
 
-def loop_is_running() -> bool:
-    """Tell whether this thread runs an event loop, which must not be blocked."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _shut_down() -> DeliveryUnknown:
     return DeliveryUnknown("the background loop was shut down meanwhile; delivery is unknown")
 
@@ -256,7 +251,7 @@ def _shut_down() -> DeliveryUnknown:
 def _await_closers(
     background: BackgroundLoop, closers: list[Callable[[], Awaitable[None]]]
 ) -> None:
-    closing = asyncio.run_coroutine_threadsafe(_close_all(closers), background.loop)
+    closing = background.submit(_close_all(closers))
     try:
         closing.result(_CLOSER_SECONDS + _JOIN_SECONDS)
     except (TimeoutError, concurrent.futures.CancelledError):
@@ -275,17 +270,12 @@ async def _close(closer: Callable[[], Awaitable[None]]) -> None:
         _logger.exception("something could not be closed with the background loop")
 
 
-_exit_hook_registered = threading.Event()
-
-
+@functools.cache
 def _register_exit_hook() -> None:
-    """Have every portal closed before the interpreter refuses new work to executors.
+    """Have every portal closed before the interpreter refuses new work to executors. Once.
 
     atexit runs after that, so it is only the second choice where Python's own hook is gone.
     """
-    if _exit_hook_registered.is_set():
-        return
-    _exit_hook_registered.set()
     register = getattr(threading, "_register_atexit", None)
     if register is None:
         atexit.register(_close_portals)

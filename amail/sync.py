@@ -21,8 +21,9 @@ if t.TYPE_CHECKING:
     from amail.envelope import Envelope
     from amail.message import Message
     from amail.receipt import Receipt
-    from amail.transports.base import PoolStats, ServerInfo
+    from amail.transports.base import PoolStats
     from amail.transports.resolve import Where
+    from amail.transports.server_info import ServerInfo
 
 R = t.TypeVar("R")
 
