@@ -46,10 +46,10 @@ from amail.receipt import Receipt, Reply, Result
 from amail.smtp.settings import SMTPSettings
 from amail.smtp.transport import SMTPTransport
 from amail.sync import SyncMailer
-from amail.transports.base import ServerInfo
 from amail.transports.failover import RoundRobin
 from amail.transports.memory import MemoryTransport
 from amail.transports.null import NullTransport
+from amail.transports.server_info import ServerInfo
 
 __all__ = [
     "Address",

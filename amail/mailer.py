@@ -17,7 +17,7 @@ from amail.message import Message
 from amail.mime import compose, compose_raw
 from amail.secret import hides_arguments
 from amail.smtp.settings import SMTPOptions, check_seconds
-from amail.transports.base import stats_of, verified
+from amail.transports.base import listening, stats_of, verified
 from amail.transports.failover import resolve_all
 
 if t.TYPE_CHECKING:
@@ -30,8 +30,9 @@ if t.TYPE_CHECKING:
     from amail.many import Messages
     from amail.mime import Content
     from amail.receipt import Receipt, Result
-    from amail.transports.base import OnResolved, PoolStats, ServerInfo, Transport
+    from amail.transports.base import OnResolved, PoolStats, Transport
     from amail.transports.resolve import Where
+    from amail.transports.server_info import ServerInfo
 
 _OPTIONS = frozenset(SMTPOptions.__annotations__)
 _CONCURRENCY = 10
@@ -81,7 +82,7 @@ class Mailer:
         self._prepare = prepare
         self._transport = resolve_all(where, timeout=timeout, options=smtp_options)
         if on_resolved is not None:
-            _tell(self._transport, on_resolved)
+            _listen(self._transport, on_resolved)
         self._closed = False
 
     @classmethod
@@ -91,7 +92,12 @@ class Mailer:
         url = os.environ.get(name)
         if not url:
             raise ConfigError(f"{name}: is not set; write {name}=smtp://user:password@host:port")
-        return cls(url, **options)
+        try:
+            return cls(url, **options)
+        except ConfigError as error:
+            if not str(error).startswith("url: "):
+                raise
+            raise ConfigError(str(error).replace("url", name, 1)) from None
 
     def __repr__(self) -> str:
         # One that was refused has none, and may be shown in a traceback.
@@ -244,6 +250,9 @@ class Mailer:
         self._check_is_open(message_id=content.message_id, recipients=envelope.forward_paths)
         return await self._transport.send(envelope, content, deadline=deadline)
 
+    # A forgotten await is warned of under this name: "coroutine 'Mailer.send' was never awaited".
+    _deliver.__qualname__ = "Mailer.send"
+
     def _check_is_open(self, **details: t.Any) -> None:
         if self._closed:
             text = "the mailer is closed; nothing was sent. Enter it again with async with"
@@ -280,11 +289,10 @@ def _check_names(options: SMTPOptions) -> None:
             raise ConfigError(f"{name}: there is no such option{hint}")
 
 
-def _tell(transport: Transport, on_resolved: OnResolved) -> None:
-    if not hasattr(transport, "on_resolved"):
+def _listen(transport: Transport, on_resolved: OnResolved) -> None:
+    if not listening(transport, on_resolved):
         kind = type(transport).__name__
         raise ConfigError(f"on_resolved: {kind} has no late replies; leave it out")
-    transport.on_resolved = on_resolved
 
 
 def _check_is_message(message: object, where: str) -> None:

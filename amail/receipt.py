@@ -85,8 +85,8 @@ class Receipt:
     replies. ``relay`` is the server as "host:port". ``queue_id`` is the id it gave, if its reply
     says one. ``attempts`` counts tries over the wire, ``transactions`` the transactions it took:
     more than one where the server takes fewer recipients at once; ``reply`` and ``queue_id`` are
-    those of the first. ``suppressed`` are forward-paths of the envelope that it was kept from by our
-    own settings, so that no server was asked; ``relay`` is "suppressed" where that was everybody.
+    those of the first. ``suppressed`` are forward-paths of the envelope that our own settings kept
+    it from, so that no server was asked; ``relay`` is "suppressed" where that was everybody.
     """
 
     message_id: str

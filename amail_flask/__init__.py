@@ -3,8 +3,9 @@
 from amail import Attachment
 from amail import InvalidHeader as BadHeaderError
 from amail_flask.extension import Connection, Mail, Queued
+from amail_flask.lifespan import lifespan
 from amail_flask.message import Message, sanitize_address, sanitize_addresses
-from amail_flask.signals import email_dispatched
+from amail_flask.signals import email_accepted, email_dispatched, email_failed, email_resolved
 
 __all__ = [
     "Attachment",
@@ -13,7 +14,11 @@ __all__ = [
     "Mail",
     "Message",
     "Queued",
+    "email_accepted",
     "email_dispatched",
+    "email_failed",
+    "email_resolved",
+    "lifespan",
     "sanitize_address",
     "sanitize_addresses",
 ]

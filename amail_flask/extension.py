@@ -4,30 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
+import time
 import typing as t
+import weakref
 from dataclasses import dataclass
 
 import blinker
 from flask import current_app, has_app_context, has_request_context
 from flask.logging import default_handler
 
-from amail import UsageError
+from amail import MailError, UsageError
+from amail.many import send_many
 from amail.secret import hides_arguments
+from amail.threads import loop_is_running
+from amail_flask import commands
 from amail_flask.config import MailConfig
+from amail_flask.crossing import Crossing
 from amail_flask.message import Message
 from amail_flask.signals import email_dispatched
 from amail_flask.state import State
 
 if t.TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Iterator, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterator,
+        Mapping,
+    )
     from email.message import EmailMessage
 
     from flask import Flask
 
-    from amail import Mailer, Receipt
+    from amail import Mailer, Receipt, Result
     from amail import Message as AnyMessage
     from amail.address import People, Person
+    from amail.many import Messages
+
+_CONCURRENCY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +73,8 @@ class Mail:
     def __init__(self, app: Flask | None = None) -> None:
         self.app = app
         self.state: State | None = None
+        self._states: weakref.WeakSet[State] = weakref.WeakSet()
+        self._name: str | None = None
         if app is not None:
             self.state = self.init_app(app)
 
@@ -67,6 +87,9 @@ class Mail:
         config = MailConfig.read(app.config)
         state = State(config, app=app)
         app.extensions["mail"] = state
+        self._states.update(state.every)
+        if commands.mail.name not in app.cli.commands:
+            app.cli.add_command(commands.mail)
         debug = config["MAIL_DEBUG"]
         if app.debug if debug is None else debug:
             _show_debug_log()
@@ -81,6 +104,16 @@ class Mail:
             _show_debug_log()
         return State(MailConfig.read(config), testing=testing, app=None)
 
+    def using(self, name: str) -> Mail:
+        """Return the same over another mailer, ``name`` of ``MAIL_MAILERS``.
+
+        May be called before there is an app; whether there is such a mailer is looked at when it
+        sends, which raises UsageError.
+        """
+        other = copy.copy(self)
+        other._name = name
+        return other
+
     def send(self, message: AnyMessage) -> Coroutine[t.Any, t.Any, Receipt]:
         """Take a snapshot of the message now, and return a coroutine that sends it.
 
@@ -94,6 +127,31 @@ class Mail:
         """Send a message made of these arguments: ``await mail.send_message("Hi", [...])``."""
         return self.send(Message(*args, **kwargs))
 
+    def send_many(
+        self, messages: Messages, *, concurrency: int | None = None, ordered: bool = False
+    ) -> AsyncGenerator[Result, None]:
+        """Send messages from an iterable or async iterable, and yield one Result for each.
+
+            async for result in mail.send_many(messages):
+                result.message, result.receipt, result.error
+
+        As ``Mailer.send_many`` of amail: they are pulled lazily and composed here, and at most
+        ``2 * concurrency`` of them are held, here and in the background loop that sends them. None
+        means twice as many as there are connections, so that none waits for its next message. The
+        signals are sent for each, the app being the one of this call.
+        """
+        state, mailer, _ = self._sender("make it async def and write async for result in ...")
+        crossing = Crossing(state.portal_for)
+
+        def send(message: AnyMessage) -> Coroutine[t.Any, t.Any, Receipt]:
+            mailer, suppressed = state.now()
+            sending = mailer.send(message)
+            return _deliver(state, message, sending, suppressed=suppressed, cross=crossing.call)
+
+        usual = 2 * getattr(mailer.transport, "concurrency", _CONCURRENCY)
+        at_once = usual if concurrency is None else concurrency
+        return send_many(send, messages, concurrency=at_once, ordered=ordered)
+
     def send_raw(
         self,
         content: bytes | EmailMessage,
@@ -104,8 +162,8 @@ class Mail:
     ) -> Coroutine[t.Any, t.Any, Receipt]:
         """Check what was composed elsewhere now, and return a coroutine that sends it as it is.
 
-        As ``Mailer.send_raw`` of amail. There is no Message, so ``email_dispatched`` is not sent
-        and ``record_messages`` records nothing.
+        As ``Mailer.send_raw`` of amail. There is no Message, so ``email_dispatched`` is not sent,
+        ``record_messages`` records nothing, and the other signals have ``message=None``.
         """
         state, mailer, suppressed = self._sender(
             "make it async def and write await mail.send_raw(...)"
@@ -119,15 +177,20 @@ class Mail:
         ``timeout`` is in seconds from now and covers everything. Raises as ``send`` does, and
         UsageError in a thread that runs an event loop.
         """
-        if _loop_is_running():
+        if loop_is_running():
             raise UsageError("this would block the event loop: write await mail.send(message)")
         state = self._state()
         if state.suppress:
             receipt = _run(state.nowhere.send(message, timeout=timeout))
-        else:
-            sending = state.mailer.send(message, timeout=timeout)
-            receipt = state.portal_for(sending).call_sync(sending)
-        state.dispatched(message)
+            state.dispatched(message)
+            return receipt
+        sending = state.mailer.send(message, timeout=timeout)
+        try:
+            receipt = state.run(sending)
+        except MailError as error:
+            state.failed(message, error)
+            raise
+        state.accepted(message, receipt)
         return receipt
 
     def send_later(self, message: AnyMessage) -> Queued:
@@ -171,7 +234,8 @@ class Mail:
         Raises UsageError in a thread that runs an event loop.
         """
         _check_may_block("drain")
-        return self._state().drain(timeout)
+        until = time.monotonic() + timeout
+        return sum(state.drain(max(0.0, until - time.monotonic())) for state in self._state().every)
 
     def close(self) -> None:
         """End this process's sessions. Sending again opens new ones.
@@ -179,16 +243,20 @@ class Mail:
         Raises UsageError in a thread that runs an event loop.
         """
         _check_may_block("close")
-        self._state().close()
+        for state in self._state().every:
+            state.close()
+
+    async def _drain_and_close(self) -> None:
+        """Do for every app of this extension what is done at the exit of a process."""
+        await asyncio.gather(*(state.drain_and_close() for state in list(self._states)))
 
     def __getattr__(self, name: str) -> t.Any:
         """Look up what the app's state has: ``mail.suppress``, ``mail.default_sender``."""
         if name.startswith("_") or name in {"app", "state"}:
             raise AttributeError(name)
-        app = self._app()
-        if app is None:
+        if self._app() is None:
             raise AttributeError(f"Mail has no {name!r} outside of an app")
-        return getattr(app.extensions["mail"], name)
+        return getattr(self._state(), name)
 
     def _send(
         self, message: AnyMessage, envelope_from: Person | None
@@ -207,11 +275,10 @@ class Mail:
 
         Raises UsageError, with what to write ``instead``, in a view that cannot await.
         """
-        if has_request_context() and not _loop_is_running():
+        if has_request_context() and not loop_is_running():
             raise UsageError(f"this view is not async: {instead}")
         state = self._state()
-        suppressed = state.suppress
-        return state, state.nowhere if suppressed else state.mailer, suppressed
+        return state, *state.now()
 
     def _app(self) -> Flask | None:
         """Return the current app if it is one of ours, else the one this was made for."""
@@ -228,7 +295,7 @@ class Mail:
                 else "this app does not know the extension: call mail.init_app(app)"
             )
         state: State = app.extensions["mail"]
-        return state
+        return state.using(self._name)
 
 
 class Connection:
@@ -266,11 +333,24 @@ async def _deliver(
     sending: Coroutine[t.Any, t.Any, Receipt],
     *,
     suppressed: bool,
+    cross: Callable[[Coroutine[t.Any, t.Any, Receipt]], Awaitable[Receipt]] | None = None,
 ) -> Receipt:
-    receipt = await (sending if suppressed else state.portal_for(sending).call(sending))
-    if message is not None:
-        state.dispatched(message)
+    if suppressed:
+        receipt = await sending
+        if message is not None:
+            state.dispatched(message)
+        return receipt
+    try:
+        receipt = await (cross or state.portal_for(sending).call)(sending)
+    except MailError as error:
+        state.failed(message, error)
+        raise
+    state.accepted(message, receipt)
     return receipt
+
+
+# A forgotten await is warned of under this name: "coroutine 'Mail.send' was never awaited".
+_deliver.__qualname__ = "Mail.send"
 
 
 def _run(sending: Coroutine[t.Any, t.Any, Receipt]) -> Receipt:
@@ -282,16 +362,8 @@ def _run(sending: Coroutine[t.Any, t.Any, Receipt]) -> Receipt:
     raise UsageError("a suppressed send had to wait")
 
 
-def _loop_is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _check_may_block(name: str) -> None:
-    if _loop_is_running():
+    if loop_is_running():
         raise UsageError(
             f"mail.{name} would block the event loop: write await asyncio.to_thread(mail.{name})"
         )

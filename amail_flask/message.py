@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import typing as t
+import warnings
 
 from flask import current_app, has_app_context
 
-from amail import Address
+from amail import Address, MessageError
 from amail import Message as _Message
 
 if t.TYPE_CHECKING:
@@ -19,7 +21,27 @@ if t.TYPE_CHECKING:
 
 
 class Message(_Message):
-    """amail's Message. Inside an app context ``as_bytes`` knows the app's default sender."""
+    """amail's Message. Inside an app context ``as_bytes`` knows the app's default sender.
+
+    As Flask-Mail does, it makes one text of a ``sender`` that is a tuple.
+    """
+
+    @property
+    def sender(self) -> Person | None:
+        """The author; None for the app's default sender."""
+        return self._sender
+
+    @sender.setter
+    def sender(self, person: Person | None) -> None:
+        if isinstance(person, tuple):
+            with contextlib.suppress(MessageError):  # which sending will raise
+                person = str(Address.of(person))
+        self._sender = person
+
+    def is_bad_headers(self) -> bool:
+        """Return ``has_bad_headers()``, whose old name this is."""
+        warnings.warn("is_bad_headers is has_bad_headers", DeprecationWarning, stacklevel=2)
+        return self.has_bad_headers()
 
     def as_bytes(self) -> bytes:
         """Return the content as it would be sent. Raises MessageError."""

@@ -8,6 +8,7 @@ coroutine over immutable values.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import threading
@@ -18,60 +19,73 @@ from concurrent import futures
 from amail import (
     ConfigError,
     Mailer,
+    MailError,
     NullTransport,
     Portal,
     QueueFull,
-    SendError,
-    SMTPSettings,
+    Receipt,
     SMTPTransport,
+    UsageError,
 )
-from amail_flask.signals import email_dispatched
+from amail.threads import start_for_users
+from amail_flask.mailers import mailer_over, make_mailer
+from amail_flask.signals import email_accepted, email_dispatched, email_failed, email_resolved
 
 if t.TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
+    import blinker
     from flask import Flask
 
     from amail import Message as AnyMessage
-    from amail import Receipt
     from amail.address import Person
+    from amail.transports.base import Transport
     from amail_flask.config import MailConfig
+
+T = t.TypeVar("T")
 
 _logger = logging.getLogger("amail.flask")
 
 _QUEUE_LENGTH = 1000
 _BACKGROUND_SECONDS = 660.0
+_SETTLE_SECONDS = 1.0
+_FLASK_MAILS_NAMES = frozenset(
+    ("server", "port", "use_tls", "use_ssl", "username", "password", "max_emails", "debug")
+)
 
 
 class State:
     """What one app has in ``app.extensions["mail"]``.
 
     ``default_sender`` and ``ascii_attachments`` may be set; the rest is read from the config once.
+    Flask-Mail's names for it are there too: ``server``, ``use_tls``, ``max_emails``.
     """
 
-    def __init__(self, config: MailConfig, *, testing: bool = False, app: Flask | None) -> None:
+    def __init__(
+        self, config: MailConfig, *, testing: bool = False, app: Flask | None, name: str = ""
+    ) -> None:
         self.config = config
+        self.name = name
         self._app = app
         self._testing = testing
-        options: dict[str, t.Any] = {
-            "default_sender": config["MAIL_DEFAULT_SENDER"],
-            "ascii_attachments": config["MAIL_ASCII_ATTACHMENTS"],
-        }
-        try:
-            self._nowhere = Mailer(NullTransport("suppressed"), **options)
-        except ConfigError as error:
-            text = str(error).replace("default_sender", "MAIL_DEFAULT_SENDER", 1)
-            raise ConfigError(text) from error
+        self._nowhere = mailer_over(NullTransport("suppressed"), config)
         self._pending: set[futures.Future[None]] = set()
         self._pending_in = os.getpid()
         self._mailer: Mailer | ConfigError
+        self._relays: tuple[Transport, ...] = ()
         try:
-            self._mailer = _mailer(config, options)
+            self._mailer, self._relays = make_mailer(config)
         except ConfigError as error:
-            if not self.suppress:
+            # An app may well start without a server; its first message is told.
+            if not self.suppress and not config.names_no_server:
                 raise
-            _logger.warning("sending is suppressed; without that the config is refused: %s", error)
+            _logger.warning("nothing can be sent, as the config is refused: %s", error)
             self._mailer = error
+        for relay in self._relays:
+            listen = getattr(relay, "listen", None)
+            if listen is not None:
+                listen(self._resolved)
+        self._named = {name: self._further(name, each) for name, each in config.mailers.items()}
 
     def __repr__(self) -> str:
         return f"<State of {self._app!r}: {self.config!r}>"
@@ -88,13 +102,38 @@ class State:
     def mailer(self) -> Mailer:
         """The app's mailer, whether or not sending is suppressed. Raises ConfigError."""
         if isinstance(self._mailer, ConfigError):
-            raise self._mailer
+            raise ConfigError(str(self._mailer))  # a new one, whose traceback is this call's
         return self._mailer
 
     @property
     def nowhere(self) -> Mailer:
         """The mailer that checks and composes, and sends nothing."""
         return self._nowhere
+
+    def now(self) -> tuple[Mailer, bool]:
+        """Return the mailer to send with, and whether it is the one that sends nothing."""
+        suppressed = self.suppress
+        return self.nowhere if suppressed else self.mailer, suppressed
+
+    @property
+    def every(self) -> tuple[State, ...]:
+        """The states of the app: its own and those of MAIL_MAILERS."""
+        return (self, *self._named.values())
+
+    def using(self, name: str | None) -> State:
+        """Return the state of a mailer of MAIL_MAILERS, this one for None. Raises UsageError."""
+        if name is None:
+            return self
+        if name not in self._named:
+            known = ", ".join(self._named) or "nothing"
+            raise UsageError(f"there is no mailer {name!r}: MAIL_MAILERS has {known}")
+        return self._named[name]
+
+    def __getattr__(self, name: str) -> t.Any:
+        """Look up what Flask-Mail's state has too: ``server``, ``port``, ``use_tls``."""
+        if name not in _FLASK_MAILS_NAMES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.config[f"MAIL_{name.upper()}"]
 
     @property
     def default_sender(self) -> Person | None:
@@ -128,12 +167,39 @@ class State:
             raise
         return _process.portal
 
+    def run(self, coroutine: Coroutine[t.Any, t.Any, T]) -> T:
+        """Run a coroutine in the background loop and wait for it in this thread."""
+        return self.portal_for(coroutine).call_sync(coroutine)
+
     def dispatched(self, message: AnyMessage) -> None:
-        """Tell who listens. What a listener raises changes nothing about what was sent."""
+        """Tell who listens that a message was accepted, or would have been sent."""
+        self._tell(email_dispatched, message=message)
+
+    def accepted(self, message: AnyMessage | None, receipt: Receipt) -> None:
+        """Tell who listens that a server has a message; None is one composed elsewhere."""
+        if message is not None:
+            self.dispatched(message)
+        self._tell(email_accepted, message=message, receipt=receipt)
+
+    def failed(self, message: AnyMessage | None, error: MailError) -> None:
+        """Tell who listens what became of a message that was not accepted."""
+        self._tell(email_failed, message=message, error=error)
+
+    def _tell(self, signal: blinker.NamedSignal, **what: t.Any) -> None:
+        """Send a signal. What a receiver raises changes nothing about what was sent."""
         try:
-            email_dispatched.send(self._app, message=message)
+            signal.send(self._app, **what)
         except Exception:
-            _logger.exception("a receiver of email_dispatched failed")
+            _logger.exception("a receiver of %s failed", signal.name.replace("-", "_"))
+
+    def _resolved(self, came_to: Receipt | MailError) -> None:
+        """Tell who listens of a late reply; called in the background loop, not to be held up."""
+        if not email_resolved.receivers:
+            return
+        receipt = came_to if isinstance(came_to, Receipt) else None
+        error = None if isinstance(came_to, Receipt) else came_to
+        tell = functools.partial(self._tell, email_resolved, receipt=receipt, error=error)
+        start_for_users(lambda: self._in_app_context(tell), "amail-receiver")
 
     def queue(self, message: AnyMessage) -> str:
         """Have a message sent by the background loop; return its Message-ID."""
@@ -162,11 +228,18 @@ class State:
         if isinstance(self._mailer, Mailer) and _process.has(self):
             _process.portal.call_sync(self._mailer.transport.aclose())
 
+    async def drain_and_close(self) -> None:
+        """Drain the queue for up to MAIL_DRAIN_TIMEOUT, then end the sessions, as at exit."""
+        if not _process.has(self):
+            return
+        await asyncio.to_thread(self.drain, self.config["MAIL_DRAIN_TIMEOUT"])
+        await _process.portal.call(self.close_at_exit())
+        await asyncio.to_thread(self.drain, _SETTLE_SECONDS)  # what was ended says so in the log
+
     async def close_at_exit(self) -> None:
         """End the sessions at once; what is under way there says what became of it."""
-        transport = self.mailer.transport
-        if isinstance(transport, SMTPTransport):
-            await transport.aclose(drain=0)
+        relays = [relay for relay in self._relays if isinstance(relay, SMTPTransport)]
+        await asyncio.gather(*(relay.aclose(drain=0) for relay in relays))
 
     def _pending_here(self) -> set[futures.Future[None]]:
         if self._pending_in != os.getpid():
@@ -177,29 +250,38 @@ class State:
         self, message: AnyMessage, message_id: str, sending: Coroutine[t.Any, t.Any, Receipt]
     ) -> None:
         try:
-            await sending
+            receipt = await sending
         except asyncio.CancelledError as error:
             known = "; ".join(getattr(error, "__notes__", ())) or "it is not known to be sent"
             _logger.error("%s: ended before it was done: %s", message_id, known)  # noqa: TRY400
             raise
-        except SendError as error:
-            # Its text names recipients, a log does not.
-            reply = "no reply" if error.reply is None else str(error.reply.code)
-            text = "%s: could not be sent in the background: %s, %s at the stage %s, %s"
-            kind, outcome = type(error).__name__, error.outcome.replace("_", " ")
-            _logger.error(text, message_id, outcome, kind, error.stage, reply)  # noqa: TRY400
+        except MailError as error:
+            _log_failure(message_id, error)
+            failure = error
+            if email_failed.receivers:
+                await _elsewhere(
+                    lambda: self._in_app_context(lambda: self.failed(message, failure))
+                )
         except Exception:
             _logger.exception("%s: could not be sent in the background", message_id)
         else:
-            if email_dispatched.receivers:
-                await _elsewhere(lambda: self._dispatched_later(message))
+            if email_dispatched.receivers or email_accepted.receivers:
+                await _elsewhere(
+                    lambda: self._in_app_context(lambda: self.accepted(message, receipt))
+                )
 
-    def _dispatched_later(self, message: AnyMessage) -> None:
+    def _in_app_context(self, tell: Callable[[], None]) -> None:
         if self._app is None:
-            self.dispatched(message)
+            tell()
             return
         with self._app.app_context():
-            self.dispatched(message)
+            tell()
+
+    def _further(self, name: str, config: MailConfig) -> State:
+        try:
+            return State(config, testing=self._testing, app=self._app, name=name)
+        except ConfigError as error:
+            raise ConfigError(f"MAIL_MAILERS[{name!r}]: {error}") from error
 
     def _mailers(self) -> Iterator[Mailer]:
         yield self._nowhere
@@ -207,12 +289,18 @@ class State:
             yield self._mailer
 
 
-def _mailer(config: MailConfig, options: dict[str, t.Any]) -> Mailer:
-    where = config.where
-    if isinstance(where, SMTPSettings):
-        transport = SMTPTransport(where, timeout=config["MAIL_TIMEOUT"], timeout_covers_reply=True)
-        return Mailer(transport, **options)
-    return Mailer(where, **options)
+def _log_failure(message_id: str, error: MailError) -> None:
+    """Log what became of a message in the background. Its text names recipients, a log does not."""
+    reply = getattr(error, "reply", None)
+    outcome: str = getattr(error, "outcome", "not_sent")
+    _logger.error(
+        "%s: could not be sent in the background: %s, %s at the stage %s, %s",
+        message_id,
+        outcome.replace("_", " "),
+        type(error).__name__,
+        getattr(error, "stage", None),
+        "no reply" if reply is None else str(reply.code),
+    )
 
 
 async def _elsewhere(work: t.Callable[[], None]) -> None:
@@ -223,14 +311,11 @@ async def _elsewhere(work: t.Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
-    def run() -> None:
-        try:
-            work()
-        finally:
-            loop.call_soon_threadsafe(done.set_result, None)
+    def ended() -> None:
+        loop.call_soon_threadsafe(done.set_result, None)
 
     try:
-        threading.Thread(target=run, name="amail-receiver", daemon=True).start()
+        start_for_users(work, "amail-receiver", ended)
     except RuntimeError:  # the process is ending; nobody is held up any more
         work()
         return

@@ -292,7 +292,7 @@ REFUSED_KEYS: list[dict[str, t.Any]] = [
     {"MAIL_TIMEOUT": 0},
     {"MAIL_MAX_CONNECTIONS": 0},
     {"MAIL_USERNAME": None},
-    {"MAIL_USERNAME": 5},
+    {"MAIL_USERNAME": 1.5},
     {"MAIL_PASSWORD": f"{PASSWORD}\n"},
     {"MAIL_PASSWORD": PASSWORD.encode()},
     {"MAIL_QUEUE": PASSWORD},

@@ -267,7 +267,7 @@ async def test_c39_a_generator_left_early_cancels_what_is_under_way_and_pulls_no
 
 async def test_c16_cancelling_who_iterates_ends_what_is_under_way(musts: Musts) -> None:
     async with (
-        FaultServer(final=["250 2.0.0 ok"] * 2 + [Hang()]) as server,  # type: ignore[list-item]
+        FaultServer(final=["250 2.0.0 ok"] * 2 + [Hang()]) as server,
         Mailer(server.url, max_connections=2) as mailer,
     ):
         musts.watch(server)

@@ -6,6 +6,8 @@ from importlib.metadata import EntryPoint, entry_points, version
 
 import click
 
+from amail.cli.check import check
+
 
 class Commands(click.Group):
     """A group whose commands are loaded when they are wanted."""
@@ -39,3 +41,6 @@ def _installed() -> dict[str, EntryPoint]:
 @click.version_option(version("amail-asyncio"), prog_name="amail")
 def amail() -> None:
     """Compose mail and send it, on asyncio."""
+
+
+amail.add_command(check)

@@ -116,7 +116,7 @@ def _author(message: Message, default_sender: Person | None) -> Address:
     if type(sender) is str:
         return _author_of(sender)
     if sender is None:
-        raise MessageError("sender: the message has none and there is no default sender")
+        raise MessageError("sender: the message has none; give it one, or set default_sender")
     if isinstance(sender, (list, set)):
         raise MessageError("sender: must be one person; the others can stand in reply_to")
     return Address.of(sender, field="sender")

@@ -14,6 +14,7 @@ import typing as t
 
 from amail.errors import AuthenticationError, ConfigError, MailError
 from amail.frames import first_place
+from amail.smtp import hints
 from amail.text import printable
 
 if t.TYPE_CHECKING:
@@ -34,14 +35,6 @@ _COMMAND_LINE = 512
 _TOKEN = re.compile(r"[!-~]+")
 _SHOWN = 200
 _TELLING = 8
-_CLEAR_TEXT_CODES = frozenset({530, 538})
-_HINTS = {
-    "4.7.12": "the password has to be entered once at the provider's own page",
-    "5.7.9": "it wants a stronger mechanism; many providers want oauth_token, or a password that "
-    "is made for one application",
-    "5.7.13": "the account is disabled",
-    "5.7.14": "the provider does not trust this sign-in; confirm it at the provider's own page",
-}
 
 
 def choose_mechanism(settings: SMTPSettings, offered: Collection[str]) -> Mechanism:
@@ -58,9 +51,17 @@ def choose_mechanism(settings: SMTPSettings, offered: Collection[str]) -> Mechan
     what = "username and oauth_token" if by_token else "username and password"
     where = " without TLS" if settings.effective_tls == "none" else ""
     has = f"offers AUTH {printable(', '.join(names), _SHOWN)}" if names else "offers no AUTH"
+    if where:
+        advice = hints.SET_TLS
+    elif not names:
+        advice = "use the port for submission (587 or 465)"
+    elif set(names) & {*_WITH_PASSWORD, *_WITH_TOKEN}:
+        advice = f"use {'password' if by_token else 'oauth_token'}"
+    else:
+        advice = "use another server"
     raise AuthenticationError(
-        f"{settings.relay} {has}{where}; {what} need {' or '.join(wanted)}: "
-        f"{'set tls' if where else 'use other credentials'}, or leave them out",
+        f"{settings.relay} {has}{where}; {what} need {' or '.join(wanted)}: {advice}, or leave "
+        "them out",
         stage="auth",
         relay=settings.relay,
     )
@@ -167,19 +168,23 @@ def refusal(settings: SMTPSettings, reply: Reply, complaint: str) -> Authenticat
     text = f"{settings.relay} does not accept username and {what}: {reply}"
     if complaint:
         text += f" ({complaint})"
-    if hint := _hint(settings, reply):
-        text += f"; {hint}"
     return AuthenticationError(
-        text, stage="auth", reply=reply, retryable=reply.transient, relay=settings.relay
+        hints.with_hint(text, _hint(settings, reply)),
+        stage="auth",
+        reply=reply,
+        retryable=reply.transient,
+        relay=settings.relay,
     )
 
 
 def _hint(settings: SMTPSettings, reply: Reply) -> str:
-    """Say what a reply to AUTH asks for (RFC 4954, section 6; RFC 5248)."""
-    if reply.code in _CLEAR_TEXT_CODES or reply.enhanced == "5.7.11":
-        return "it wants TLS first: set tls" if settings.effective_tls == "none" else ""
-    enhanced = "5.7.9" if reply.code == 534 and reply.enhanced is None else reply.enhanced
-    return _HINTS.get(enhanced or "", "")
+    """Say what a reply to AUTH asks for, "" where that is not known."""
+    if hints.wants_tls(reply):
+        wants = f"it wants TLS first: {hints.SET_TLS}"
+        return wants if settings.effective_tls == "none" else ""
+    if settings.oauth_token is not None:
+        return hints.about_credentials(reply)
+    return hints.about_password(reply)
 
 
 def no_token(error: BaseException, relay: str) -> AuthenticationError:

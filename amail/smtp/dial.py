@@ -21,7 +21,7 @@ from amail.errors import ConfigError, ConnectError, ConnectionLost, SendTimeout
 from amail.threads import in_daemon_thread, original
 
 if t.TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from amail.errors import Stage
     from amail.smtp.settings import SMTPSettings
@@ -37,8 +37,12 @@ _PERMANENT = frozenset(
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
+async def dial(
+    settings: SMTPSettings, seconds: float, resolved: Callable[[tuple[str, ...]], None]
+) -> socket.socket:
     """Connect to the server of the settings within that time.
+
+    ``resolved`` is told the addresses that will be tried.
 
     Raises ConnectError, SendTimeout (stage "dns" or "connect"), ConnectionLost for a connection
     that was taken and dropped, and ConfigError for a source address that this machine does not
@@ -52,6 +56,7 @@ async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
                 stage = "connect"
                 return await _dial_unix(os.fspath(settings.socket_path))
             addresses = await _resolve(settings.host, settings.effective_port)
+            resolved(tuple(dict.fromkeys(str(where[0]) for *_, where in addresses)))
             stage = "connect"
             connected = await aiohappyeyeballs.start_connection(
                 addresses,
@@ -66,7 +71,7 @@ async def dial(settings: SMTPSettings, seconds: float) -> socket.socket:
         raise SendTimeout(text, stage=stage, retryable=True, relay=relay) from error
     except socket.gaierror as error:
         permanent = error.errno in _PERMANENT
-        hint = "; check the host name" if permanent else ""
+        hint = "; check the host name (host)" if permanent else ""
         text = f"{relay}: the name cannot be resolved: {error.strerror}{hint}"
         raise ConnectError(text, stage="dns", retryable=not permanent, relay=relay) from error
     except (UnicodeError, RuntimeError) as error:
@@ -108,7 +113,7 @@ def _reason(error: OSError) -> str:
     if error.errno in _OUT_OF_DESCRIPTORS:
         return "this process has too many files open"
     if error.errno == errno.ECONNREFUSED:
-        return "connection refused; is the server running, and is it the right port?"
+        return "connection refused: nothing listens there; check host and port, and whether it runs"
     return os.strerror(error.errno) if error.errno else type(error).__name__
 
 

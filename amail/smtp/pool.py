@@ -459,6 +459,11 @@ class Slot(t.Generic[S]):
         self._is_taken = True
         return True
 
+    @property
+    def holds_reusable(self) -> bool:
+        """True with a session that can be used again."""
+        return self.session is not None and self.session.reusable
+
     def drop(self) -> None:
         """Let go of a session that is no good, to open another one in its place."""
         session, self.session = self.session, None

@@ -22,6 +22,7 @@ import re
 import socket
 import ssl
 import typing as t
+from dataclasses import replace
 
 import aiosmtplib
 
@@ -39,18 +40,20 @@ from amail.errors import (
 )
 from amail.frames import drop_frames
 from amail.receipt import Receipt, Reply
-from amail.smtp import commands
+from amail.smtp import commands, hints
 from amail.smtp.auth import Exchange, check_token, choose_mechanism, no_token, refusal
 from amail.smtp.dial import dial
 from amail.smtp.extensions import Extensions
 from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
 from amail.smtp.transaction import Transaction
+from amail.transports.server_info import Certificate, ServerInfo
 
 if t.TYPE_CHECKING:
     from amail.envelope import Envelope
     from amail.errors import Outcome, SendError, Stage
     from amail.mime import Content
     from amail.smtp.settings import SMTPSettings, TokenSource
+    from amail.transports.server_info import Observer
 
 _logger = logging.getLogger("amail.smtp")
 
@@ -86,6 +89,7 @@ class Session:
         self._reset_first = False
         self.fate: Outcome = "not_sent"
         self._warned_of_dsn = False
+        self.info = ServerInfo(self.relay)
         loop = asyncio.get_running_loop()
         # Sessions opened together shall not end together.
         self._ends_at = loop.time() + settings.max_age * random.uniform(0.9, 1.1)  # noqa: S311
@@ -112,12 +116,6 @@ class Session:
     def unsettled(self) -> asyncio.Future[None] | None:
         """Done when the reply has come that a caller did not wait for; None if there is none."""
         return self._protocol.unsettled
-
-    @property
-    def tls(self) -> tuple[str | None, str | None]:
-        """Version of the protocol and cipher suite; None in the clear."""
-        cipher = self._transport.get_extra_info("cipher")
-        return (cipher[1], cipher[0]) if cipher else (None, None)
 
     async def send(self, envelope: Envelope, content: Content, deadlines: Deadlines) -> Receipt:
         """Run one transaction. Raises MailError; only a proven clean session stays reusable.
@@ -237,24 +235,33 @@ def _say_what_is_known(error: BaseException, transaction: Transaction) -> None:
 
 
 async def open_session(
-    settings: SMTPSettings, context: ssl.SSLContext | None, deadline: float
+    settings: SMTPSettings,
+    context: ssl.SSLContext | None,
+    deadline: float,
+    observe: Observer | None = None,
 ) -> Session:
     """Open a session: greeted, encrypted where that was asked for, authenticated.
 
-    ``context`` is needed for TLS, ``deadline`` is a reading of the loop's clock. Raises ConfigError
-    and the kinds of NotSent; cancelling it drops the connection first and waits for nothing.
+    ``context`` is needed for TLS, ``deadline`` is a reading of the loop's clock. ``observe`` is
+    told at each stage what is known of the server by then. Raises ConfigError and the kinds of
+    NotSent; cancelling it drops the connection first and waits for nothing.
     """
-    opening = _Opening(settings, context, deadline)
+    opening = _Opening(settings, context, deadline, observe)
     # In an empty context: the loop's reader of this session would keep the caller's alive.
     task = asyncio.get_running_loop().create_task(opening.run(), context=contextvars.Context())
     try:
-        return await asyncio.shield(task)
+        session = await asyncio.shield(task)
     except BaseException:
         opening.abort()
         if not opening.waits_for_server:
             task.cancel()
         task.add_done_callback(_let_go)
         raise
+    else:
+        session.info = opening.info
+        return session
+    finally:
+        del task  # or its exception would hold this frame, and this frame it: a cycle
 
 
 def _let_go(task: asyncio.Task[Session]) -> None:
@@ -264,12 +271,18 @@ def _let_go(task: asyncio.Task[Session]) -> None:
 
 
 class _Opening:
-    """The way to an open session. ``stage`` is where it stands."""
+    """The way to an open session. ``stage`` is where it stands, ``info`` what is known by then."""
 
     def __init__(
-        self, settings: SMTPSettings, context: ssl.SSLContext | None, deadline: float
+        self,
+        settings: SMTPSettings,
+        context: ssl.SSLContext | None,
+        deadline: float,
+        observe: Observer | None,
     ) -> None:
         self.stage: Stage = "dns"
+        self.info = ServerInfo(settings.relay)
+        self._observe = observe
         self._settings = settings
         self._context = context
         self._deadline = deadline
@@ -278,6 +291,7 @@ class _Opening:
         self._handshake_is_late = False
         self._asks_for_token = False
         self._exchange: Exchange | None = None
+        self._extensions = Extensions()
 
     @property
     def waits_for_server(self) -> bool:
@@ -298,7 +312,13 @@ class _Opening:
         """Go all the way. Raises ConfigError and the kinds of NotSent."""
         settings = self._settings
         _logger.debug("%s: opening a session", settings.relay)
-        self._socket = await dial(settings, self._within(settings.connect_timeout))
+        began = self._loop.time()
+        self._socket = await dial(
+            settings,
+            self._within(settings.connect_timeout),
+            lambda addresses: self._found(addresses=addresses),
+        )
+        self._found(address=_peer(self._socket), seconds=self._loop.time() - began)
         smtp = aiosmtplib.SMTP(
             hostname=settings.tls_server_name or settings.host,
             sock=self._socket,
@@ -353,7 +373,7 @@ class _Opening:
             seconds = self._within(self._settings.connect_timeout)
             late = self._loop.call_later(seconds, self._handshake_late, smtp)
         try:
-            await smtp.connect(timeout=self._within(self._settings.command_timeout))
+            response = await smtp.connect(timeout=self._within(self._settings.command_timeout))
         except aiosmtplib.SMTPException as error:
             # It awaits the handshake and the greeting in one call; what it raises on what tells.
             if isinstance(error, aiosmtplib.SMTPResponseException) or isinstance(
@@ -364,6 +384,9 @@ class _Opening:
         finally:
             if late is not None:
                 late.cancel()
+        if is_implicit:
+            self._found_tls(smtp)
+        self._found(greeting=self._reply(response.code, response.message))
 
     def _handshake_late(self, smtp: aiosmtplib.SMTP) -> None:
         if smtp.protocol is None:
@@ -379,13 +402,18 @@ class _Opening:
             if error.code not in _NO_EHLO:
                 raise
             await smtp.helo(timeout=self._within(timeout))
+        self._extensions = Extensions.from_ehlo(smtp.esmtp_extensions)
+        offered = self._extensions.offered
+        auth = tuple(offered.get("AUTH", "").upper().split())
+        self._found(extensions=offered, size=self._extensions.size, auth=auth)
 
     async def _starttls(self, smtp: aiosmtplib.SMTP) -> None:
         self._enter("starttls")
         if not smtp.supports_extension("starttls"):
             raise TLSError(
-                f"{self._settings.relay} does not offer STARTTLS, which was asked for; nothing was "
-                "sent in the clear. For a server that speaks TLS from the start use smtps://",
+                f"{self._settings.relay} does not offer STARTTLS, which tls asks for; nothing was "
+                "sent in the clear. Use the port that speaks TLS from the start (smtps://, 465), "
+                'or tls="none" where nobody else can listen',
                 stage="starttls",
                 relay=self._settings.relay,
             )
@@ -400,6 +428,7 @@ class _Opening:
             if not left and not isinstance(error, of_the_reply):
                 self._enter("tls")
             raise
+        self._found_tls(smtp)
 
     def _assert_encrypted(self, smtp: aiosmtplib.SMTP) -> None:
         if smtp.transport is None or smtp.transport.get_extra_info("ssl_object") is None:
@@ -424,6 +453,7 @@ class _Opening:
                 exchange.answer(response.message), timeout=self._within(timeout)
             )
         if response.code == 235:
+            self._found(authenticated=True, mechanism=mechanism)
             return
         reply = self._reply(response.code, response.message)
         if not 400 <= reply.code < 600:
@@ -497,7 +527,6 @@ class _Opening:
 
         Otherwise its connect lock stays held and a cycle keeps it alive until the next collection.
         """
-        extensions = Extensions.from_ehlo(smtp.esmtp_extensions)
         transport = t.cast("asyncio.Transport | None", smtp.transport)
         if transport is None or transport.is_closing() or self._socket is None:
             raise ConnectionLost(
@@ -506,10 +535,22 @@ class _Opening:
                 retryable=True,
                 relay=self._settings.relay,
             )
-        session = Session(transport, self._socket, extensions, self._settings)
+        session = Session(transport, self._socket, self._extensions, self._settings)
         smtp.transport = None
         smtp.close()
         return session
+
+    # What is known of the server
+
+    def _found(self, **details: t.Any) -> None:
+        self.info = replace(self.info, **details)
+        if self._observe is not None:
+            self._observe(self.info)
+
+    def _found_tls(self, smtp: aiosmtplib.SMTP) -> None:
+        if cipher := smtp.get_transport_info("cipher"):
+            certificate = Certificate.from_peer(smtp.get_transport_info("peercert") or {})
+            self._found(tls=cipher[1], cipher=cipher[0], certificate=certificate)
 
     # Failures
 
@@ -527,21 +568,24 @@ class _Opening:
             return ConnectError(text, stage=stage, relay=relay)
         if isinstance(error, aiosmtplib.SMTPResponseException):
             details["retryable"] = stage != "greeting"  # later it will be the same port
-            return ProtocolError(
-                f"{relay} does not speak SMTP on this port; is it the right one?", **details
-            )
+            text = f"{relay} does not speak SMTP on this port; is it the right one? Check host and "
+            return ProtocolError(f"{text}port (587 or 465 for submission)", **details)
         cause = error if isinstance(error, ssl.SSLError) else error.__cause__
         if stage == "tls" and isinstance(cause, ssl.SSLError):
             return self._tls_failed(cause)
         if isinstance(error, aiosmtplib.SMTPTimeoutError) or self._handshake_is_late:
-            hint = ""
-            if stage == "greeting" and self._settings.effective_tls != "implicit":
-                hint = "; if that port speaks TLS first (465 does), use smtps://"
+            hint = self._hint_for_silence() if stage == "greeting" else ""
             return SendTimeout(f"{relay}: no answer at the stage {stage!r}{hint}", **details)
         if stage in {"starttls", "tls"}:
             # A connection that ends behind the 220 looks like one that ends before it.
             return TLSError(f"{relay} closed the connection before TLS was agreed on", **details)
         return ConnectionLost(f"{relay} closed the connection at the stage {stage!r}", **details)
+
+    def _hint_for_silence(self) -> str:
+        hint = ", where a mail server speaks first: check host and port"
+        if self._settings.effective_tls == "implicit":
+            return hint
+        return f'{hint}; if that port speaks TLS first (465 does), use smtps:// (tls="implicit")'
 
     def _reply(self, code: int, message: str) -> Reply:
         text = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -569,25 +613,55 @@ class _Opening:
                 kind, text = ConnectError, "refuses EHLO (see local_hostname)"
             case _:
                 kind, text = ConnectError, "refuses the session"
-        return kind(f"{relay} {text}: {reply}", **details)
+        text = hints.with_hint(f"{relay} {text}: {reply}", hints.about_sessions(reply))
+        return kind(text, **details)
 
     def _tls_failed(self, cause: ssl.SSLError) -> TLSError:
         relay = self._settings.relay
         details: dict[str, t.Any] = {"stage": "tls", "relay": relay}
         if isinstance(cause, ssl.SSLCertVerificationError):
-            return TLSError(
-                f"{relay}: the certificate is not trusted: {cause.verify_message}. If it is your "
-                "own, name its authority in ca_file; nothing was sent",
-                **details,
-            )
+            text = f"{relay}: {self._not_trusted(cause)}; nothing was sent"
+            return TLSError(text, **details)
         if cause.reason == "WRONG_VERSION_NUMBER":
-            text = "does not speak TLS from the start on this port: use smtp:// and STARTTLS"
+            text = "does not speak TLS from the start on this port: use smtp:// and STARTTLS "
+            text += '(tls="starttls")'
             return TLSError(f"{relay} {text}", **details)
         reason = (cause.reason or "handshake failure").replace("_", " ").lower()
         if "protocol" in reason:
             text = f"does not speak a protocol that is safe, which is TLS 1.2 or newer: {reason}"
             return TLSError(f"{relay} {text}", **details)
         return TLSError(f"{relay}: no TLS session: {reason}", **details)
+
+    def _not_trusted(self, cause: ssl.SSLCertVerificationError) -> str:
+        why = cause.verify_message.rstrip(".")
+        match cause.verify_code:
+            case 10:
+                return (
+                    "the server's certificate has expired: renew it at the server, or check the "
+                    "clock of this machine"
+                )
+            case 9:
+                return "the server's certificate is not yet valid: check the clock of this machine"
+            case 62 | 64:
+                return (
+                    f"the server's certificate has another name: {why}. Write the one it has as "
+                    "host, or into tls_server_name"
+                )
+        own = "If it is your own, name its authority in ca_file"
+        if self._settings.ssl_context is not None:
+            own = "If it is your own, load its authority into ssl_context"
+        elif self._settings.ca_file is not None:
+            own = "The file of ca_file does not hold the authority that signed it"
+        return f"the certificate is not trusted: {why}. {own}"
+
+
+def _peer(sock: socket.socket) -> str | None:
+    """Return the address at the other end, None where it has none, or has gone already."""
+    if sock.family not in {socket.AF_INET, socket.AF_INET6}:
+        return None
+    with contextlib.suppress(OSError):
+        return str(sock.getpeername()[0])
+    return None
 
 
 @functools.cache  # once a process

@@ -225,7 +225,7 @@ class SMTPSettings:
             if not isinstance(value, str):
                 raise _wrong_type(name, "a str", value)
             if _CONTROL.search(value):
-                raise ConfigError(f"{name}: holds a control character (a trailing newline?)")
+                raise ConfigError(f"{name}: {_control_in(value)}")
             if _SURROGATE.search(value):
                 raise ConfigError(f"{name}: cannot be written in UTF-8")
         if self.password is not None:
@@ -252,6 +252,13 @@ class SMTPSettings:
 
 # The one that was generated has the password among its arguments.
 SMTPSettings.__init__ = hides_arguments(SMTPSettings.__init__)  # type: ignore[method-assign]
+
+
+def _control_in(value: str) -> str:
+    if value.endswith(("\r", "\n")):
+        what = "a carriage return" if value.endswith("\r") else "a line feed"
+        return f"ends with {what} (a trailing newline?), as lines of a file do; strip it"
+    return "holds a control character; take it out"
 
 
 def _host(name: str, host: object) -> str:
@@ -326,11 +333,7 @@ def _wrong_type(name: str, wanted: str, value: object) -> ConfigError:
 
 
 def _from_url(url: str) -> dict[str, t.Any]:
-    if not isinstance(url, str):
-        raise _wrong_type("url", "a str", url)
-    # urlsplit would drop some of them without a word.
-    if _CONTROL.search(url) or " " in url:
-        raise ConfigError("url: holds a space or a control character; percent-encode it")
+    _check_text(url)
     split = _split(url)
     if split is None:
         raise ConfigError(
@@ -355,6 +358,16 @@ def _from_url(url: str) -> dict[str, t.Any]:
         if text is not None:
             found[name] = _unquoted(name, text)
     return found
+
+
+def _check_text(url: object) -> None:
+    if not isinstance(url, str):
+        raise _wrong_type("url", "a str", url)
+    # urlsplit would drop some of them without a word.
+    if url.endswith(("\r", "\n")):
+        raise ConfigError(f"url: {_control_in(url)}")
+    if _CONTROL.search(url) or " " in url:
+        raise ConfigError("url: holds a space or a control character; percent-encode it")
 
 
 def _split(url: str) -> tuple[SplitResult, int | None] | None:

@@ -30,7 +30,7 @@ from amail.errors import (
     UTF8Required,
 )
 from amail.receipt import Receipt, Reply
-from amail.smtp import commands
+from amail.smtp import commands, hints
 from amail.smtp.replies import decode_reply
 
 if t.TYPE_CHECKING:
@@ -333,7 +333,9 @@ class Transaction:
             raise NotSent(text, **self._details())
         if extensions.size is not None and len(content) > extensions.size:
             text = f"the message has {len(content)} octets; the server takes {extensions.size}"
-            raise MessageTooLarge(text, **self._details())
+            raise MessageTooLarge(
+                hints.with_hint(f"{text} (SIZE)", hints.SMALLER), **self._details()
+            )
 
     def _reject_envelope(self) -> None:
         if self._sender_refused is not None:
@@ -349,9 +351,9 @@ class Transaction:
         # One that is refused for now may be taken later, so may the message.
         retryable = any(each.transient for each in refused.values())
         details = self._details(reply, retryable=retryable, recipients=tuple(refused))
-        self.outcome = RecipientsRejected(
-            f"the server refused {what}: {path}: {reply}{more}", refused=refused, **details
-        )
+        text = f"the server refused {what}: {path}: {reply}{more}"
+        hint = hints.about_recipient(reply)
+        self.outcome = RecipientsRejected(hints.with_hint(text, hint), refused=refused, **details)
 
     def _reject_sender(self, code: int, raw: bytes) -> None:
         self.stage = "mail"
@@ -362,19 +364,28 @@ class Transaction:
             text = f"the server wants authentication: {reply}; set username and password"
             self._fail(AuthenticationError(text, **self._details(reply)))
         elif _is_too_large(reply):
-            text = f"the message is larger than the server takes: {reply}"
-            self._reject(MessageTooLarge(text, **self._details(reply)))
+            self._reject_size(reply)
         else:
             sender = f"<{self._envelope.reverse_path}>"
             text = f"the server refused the sender {sender}: {reply}"
-            self._reject(SenderRejected(text, **self._details(reply)))
+            hint = hints.about_sender(reply)
+            self._reject(SenderRejected(hints.with_hint(text, hint), **self._details(reply)))
 
     def _reject_message(self, text: str, code: int, raw: bytes) -> None:
         reply = decode_reply(code, raw)
         # 552 alone may mean a full mailbox here; only the enhanced code tells.
         too_large = reply.enhanced is not None and _is_too_large(reply)
-        kind = MessageTooLarge if too_large else MessageRejected
-        self._reject(kind(f"{text}: {reply}", **self._details(reply)))
+        if too_large:
+            self._reject_size(reply)
+            return
+        hint = hints.about_sender(reply) or hints.about_sessions(reply)
+        text = hints.with_hint(f"{text}: {reply}", hint)
+        self._reject(MessageRejected(text, **self._details(reply)))
+
+    def _reject_size(self, reply: Reply) -> None:
+        text = f"the message has {len(self._content)} octets, more than the server takes: {reply}"
+        text = hints.with_hint(text, hints.SMALLER)
+        self._reject(MessageTooLarge(text, **self._details(reply)))
 
     def _ends_refused(self) -> bool:
         """End with the refusal if everybody had been refused before the session ended.
@@ -392,6 +403,7 @@ class Transaction:
             return
         reply = decode_reply(code, raw)
         text = f"the server closes the session: {reply}"
+        text = hints.with_hint(text, hints.about_sessions(reply))
         self._fail(ServerBusy(text, **self._details(reply)))
 
     def _protocol_error(self, reason: str, reply: Reply | None = None) -> None:

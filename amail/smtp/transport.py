@@ -42,7 +42,7 @@ from amail.smtp.protocol import Deadlines
 from amail.smtp.session import Session, open_session
 from amail.smtp.settings import check_seconds
 from amail.smtp.tls import client_context
-from amail.transports.base import PoolStats, ServerInfo
+from amail.transports.base import PoolStats
 
 if t.TYPE_CHECKING:
     import ssl
@@ -56,6 +56,7 @@ if t.TYPE_CHECKING:
     from amail.smtp.pool import Slot
     from amail.smtp.settings import SMTPSettings
     from amail.transports.base import OnResolved
+    from amail.transports.server_info import Observer, ServerInfo
 
 _logger = logging.getLogger("amail.smtp")
 
@@ -98,7 +99,7 @@ class SMTPTransport:
         self._credentials = Circuit(failures=1, seconds=60.0, longest=60.0)
         self._pace = Pace(settings.max_connections)
         self._outcomes: Counter[Outcome] = Counter()
-        self.on_resolved: OnResolved | None = None
+        self._on_resolved: OnResolved | None = None
         self._reconnects = 0
         self._inherited: list[AsyncGenerator[None, None]] = []
 
@@ -137,25 +138,21 @@ class SMTPTransport:
         self._log_acceptance(receipt, content, began)
         return receipt
 
-    async def verify(self) -> ServerInfo:
+    async def verify(self, observe: Observer | None = None) -> ServerInfo:
         """Open a session, all the way, and say what the server said; it stays in the pool.
 
-        Raises what ``send`` raises where no session can be had, within ``timeout``.
+        ``observe`` is called in the loop at each stage with what is known by then, so that it is
+        not lost where a later stage fails. Raises what ``send`` raises where no session can be had,
+        within ``timeout``.
         """
         pool = await self._pool_here()
         async with pool.slot() as slot:
-            session = await self._open(slot, self._deadlines(None))
-            offered = session.extensions.offered
-            version, cipher = session.tls
-            return ServerInfo(
-                relay=session.relay,
-                extensions=offered,
-                size=session.extensions.size,
-                auth=tuple(offered.get("AUTH", "").upper().split()),
-                authenticated=bool(self.settings.username),
-                tls=version,
-                cipher=cipher,
-            )
+            return (await self._open(slot, self._deadlines(None), observe)).info
+
+    def listen(self, on_resolved: OnResolved) -> bool:
+        """Have it told, in the loop, what late replies settle."""
+        self._on_resolved = on_resolved
+        return True
 
     def stats(self) -> PoolStats:
         """Return the numbers of this process's pool and the outcomes so far."""
@@ -272,7 +269,7 @@ class SMTPTransport:
                 receipt = await session.send(envelope, content, deadlines)
             except (SenderRejected, ServerBusy) as error:
                 # A 421 on a session that was used before may be about that one alone.
-                is_told = _asks_to_slow_down(error) and (is_fresh or session.reusable)
+                is_told = _asks_to_slow_down(error) and (is_fresh or slot.holds_reusable)
                 if not is_told or not turn.was_told_to_slow_down(deadlines.content):
                     raise
                 _logger.info("%s asks to slow down: %s", self.settings.relay, error.reply)
@@ -281,7 +278,7 @@ class SMTPTransport:
                 return receipt
             finally:
                 turn.leave()
-            if not session.reusable:
+            if not slot.holds_reusable:
                 slot.drop()
 
     async def _enter(self, turn: Turn, deadlines: Deadlines) -> None:
@@ -292,11 +289,13 @@ class SMTPTransport:
             text = f"{relay} asked to slow down; the deadline passed before this message's turn"
             raise SendTimeout(text, stage="mail", retryable=True, relay=relay) from None
 
-    async def _open(self, slot: Slot[Session], deadlines: Deadlines) -> Session:
+    async def _open(
+        self, slot: Slot[Session], deadlines: Deadlines, observe: Observer | None = None
+    ) -> Session:
         """Open a session, unless it is known that the server cannot be had or will not have us."""
         limit = deadlines.content
         context = await self._tls_context()
-        opener = functools.partial(open_session, self.settings, context, limit)
+        opener = functools.partial(open_session, self.settings, context, limit, observe)
         loop = asyncio.get_running_loop()
         async with (
             self._credentials.attempt(limit, _refuses_credentials),
@@ -339,9 +338,9 @@ class SMTPTransport:
         _logger.warning(text, message_id, outcome, self.settings.relay)
         self._outcomes["unknown"] -= 1
         self._outcomes[outcome] += 1
-        if self.on_resolved is not None:
+        if self._on_resolved is not None:
             try:
-                self.on_resolved(came_to)
+                self._on_resolved(came_to)
             except Exception:
                 _logger.exception("%s: on_resolved failed", message_id)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+
+from amail.transports.server_info import ServerInfo
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,8 +24,9 @@ class Transport(t.Protocol):
     """Anything that takes an envelope and content.
 
     A wrapper is a Transport that holds a Transport. A Transport may also have ``stats()``,
-    ``verify()``, which returns a ServerInfo, and ``concurrency``, an int: how many sends are worth
-    having under way at once.
+    ``verify()``, which returns a ServerInfo, ``listen(on_resolved)``, which has that told what late
+    replies settle and returns whether there are any, and ``concurrency``, an int: how many sends
+    are worth having under way at once.
     """
 
     async def send(
@@ -73,26 +76,6 @@ class PoolStats:
         return replace(self, **left)
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What a server said of itself in a session that was opened all the way, and held no message.
-
-    ``relay`` is the server as "host:port". ``extensions`` are those of its last EHLO reply, in
-    capitals, with their parameters; ``size`` is the largest content in octets (RFC 1870), None
-    without a limit; ``auth`` are the mechanisms it offers (RFC 4954), and ``authenticated`` says
-    whether the credentials were accepted, False where there are none. ``tls`` is the version of the
-    protocol ("TLSv1.3") and ``cipher`` its suite; None in the clear.
-    """
-
-    relay: str
-    extensions: Mapping[str, str] = field(default_factory=dict, hash=False)
-    size: int | None = None
-    auth: tuple[str, ...] = ()
-    authenticated: bool = False
-    tls: str | None = None
-    cipher: str | None = None
-
-
 class Wrapper:
     """The part of a wrapper that hands everything on but ``send``."""
 
@@ -112,6 +95,10 @@ class Wrapper:
         """Verify the transport below."""
         return await verified(self._transport)
 
+    def listen(self, on_resolved: OnResolved) -> bool:
+        """Have it told of late replies below; False where there are none."""
+        return listening(self._transport, on_resolved)
+
     async def aclose(self) -> None:
         """Close the transport below."""
         await self._transport.aclose()
@@ -121,6 +108,12 @@ def stats_of(transport: Transport) -> PoolStats:
     """Return a transport's numbers; all zero where it keeps none."""
     stats = getattr(transport, "stats", None)
     return PoolStats() if stats is None else stats()
+
+
+def listening(transport: Transport, on_resolved: OnResolved) -> bool:
+    """Have ``on_resolved`` told what late replies settle; False for a transport without any."""
+    listen: Callable[[OnResolved], bool] | None = getattr(transport, "listen", None)
+    return listen is not None and listen(on_resolved)
 
 
 async def verified(transport: Transport) -> ServerInfo:

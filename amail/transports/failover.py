@@ -31,7 +31,7 @@ from amail.errors import (
 )
 from amail.secret import hides_arguments
 from amail.smtp.settings import check_seconds
-from amail.transports.base import PoolStats, ServerInfo, Transport, stats_of, verified
+from amail.transports.base import PoolStats, Transport, listening, stats_of, verified
 from amail.transports.resolve import resolve
 
 if t.TYPE_CHECKING:
@@ -42,7 +42,9 @@ if t.TYPE_CHECKING:
     from amail.mime import Content
     from amail.receipt import Receipt
     from amail.smtp.settings import SMTPOptions
+    from amail.transports.base import OnResolved
     from amail.transports.resolve import Where
+    from amail.transports.server_info import ServerInfo
 
 _logger = logging.getLogger("amail.smtp")
 
@@ -170,6 +172,11 @@ class Failover:
     def stats(self) -> PoolStats:
         """Return the numbers of all relays together; of outcomes, one a message."""
         return sum(map(stats_of, self.transports), PoolStats()).without(self._superseded)
+
+    def listen(self, on_resolved: OnResolved) -> bool:
+        """Have it told of late replies of every relay; False where none has any."""
+        heard = [listening(transport, on_resolved) for transport in self.transports]
+        return any(heard)
 
     async def verify(self) -> ServerInfo:
         """Verify every relay, and return what the first says of itself.

@@ -199,7 +199,7 @@ def test_the_exceptions_are_related_as_we_tell_them_apart() -> None:
 def test_we_let_go_in_the_order_that_is_proved_below(tree: ast.Module) -> None:
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     assert body_of(classes["_Opening"], "_take_over")[-4:] == [
-        "session = Session(transport, self._socket, extensions, self._settings)",
+        "session = Session(transport, self._socket, self._extensions, self._settings)",
         "smtp.transport = None",
         "smtp.close()",
         "return session",

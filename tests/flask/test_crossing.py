@@ -171,6 +171,6 @@ async def test_where_there_can_be_no_portal_the_call_says_so() -> None:
         await crossing.call(after(0, 0))
 
 
-def test_on_the_portals_own_loop_it_is_simply_awaited(portal: CountingPortal) -> None:
+def test_it_works_on_the_portals_own_loop_too(portal: CountingPortal) -> None:
     crossing = Crossing(lambda _: portal)
     assert portal.call_sync(crossing.call(after(3, 7))) == receipt(7)

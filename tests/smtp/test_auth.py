@@ -900,7 +900,7 @@ async def test_n5_a_server_that_quotes_the_credentials_does_not_get_them_into_er
     musts: Musts, mechanism: str, script: list[str]
 ) -> None:
     async with (
-        FaultServer(auth=script, extensions=(*EXTENSIONS, f"AUTH {mechanism}")) as server,  # type: ignore[arg-type]
+        FaultServer(auth=script, extensions=(*EXTENSIONS, f"AUTH {mechanism}")) as server,
         Mailer(server.url, username="ada", password=PASSWORD) as mailer,
     ):
         result = await musts.outcome_of(mailer.send(tokened(musts.token())))

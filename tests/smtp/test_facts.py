@@ -75,7 +75,7 @@ async def test_fact56_without_recipients_no_connection_is_opened(
     [
         lambda: Mailer("smtps://mail.test?tls=starttls"),
         lambda: Mailer("smtps://mail.test?tls=none"),
-        lambda: Mailer(host="mail.test", tls="ssl+starttls"),
+        lambda: Mailer(host="mail.test", tls=t.cast("t.Any", "ssl+starttls")),
     ],
 )
 def test_fact56_two_tls_modes_at_once_are_a_config_error(make: t.Callable[[], Mailer]) -> None:
@@ -155,7 +155,7 @@ async def test_fact57_capabilities_are_those_of_the_ehlo_inside_tls(
 async def test_fact58_with_5_messages_a_connection_100_go_over_20(
     musts: Musts, whose: str, pipelining: bool
 ) -> None:
-    ours = {"max_messages": 5} if whose == "ours" else {}
+    ours: dict[str, t.Any] = {"max_messages": 5} if whose == "ours" else {}
     sixth = EachConnection({6: Say("421 4.7.0 too many messages", then=Close())})
     async with (
         FaultServer(mail=OK if ours else sixth) as server,

@@ -260,7 +260,7 @@ async def test_f22_more_than_any_server_has_to_say_is_no_reply(musts: Musts) -> 
 @pytest.mark.parametrize("octets", [b"x", b"220-hello\r\n"], ids=["f17_one_line", "f18_many_lines"])
 async def test_f17_f18_a_greeting_without_an_end_is_no_reply(musts: Musts, octets: bytes) -> None:
     async with (
-        FaultServer(greeting=Bytes(octets * 500_000, then=Hang())) as server,
+        FaultServer(greeting=Bytes(octets * 50_000, then=Hang())) as server,
         Mailer(server.url) as mailer,
     ):
         musts.watch(server)

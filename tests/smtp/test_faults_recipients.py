@@ -24,7 +24,8 @@ from tests.smtp.outcomes import (
 )
 
 if t.TYPE_CHECKING:
-    from amail.testing import Action, Moment
+    from amail.testing import Moment
+    from amail.testing.script import Action
     from tests.musts import Musts
 
 TOO_MANY = "452 4.5.3 too many recipients"
@@ -91,7 +92,7 @@ async def test_f54_a_later_part_that_is_rejected_is_refused(musts: Musts) -> Non
 
 async def test_f54_a_later_part_that_is_not_sent_is_refused_for_now(musts: Musts) -> None:
     async with (
-        FaultServer(rcpt=only(2), data=[None, Close()]) as server,
+        FaultServer(rcpt=only(2), data=[OK, Close()]) as server,
         Mailer(server.url) as mailer,
     ):
         musts.watch(server)
@@ -143,7 +144,7 @@ async def test_f54_a_send_cancelled_in_a_later_part_says_for_how_many_it_was_acc
     musts: Musts,
 ) -> None:
     async with (
-        FaultServer(rcpt=only(2), data=[None, Hang()]) as server,
+        FaultServer(rcpt=only(2), data=[OK, Hang()]) as server,
         Mailer(server.url) as mailer,
     ):
         musts.watch(server)

@@ -23,7 +23,7 @@ if t.TYPE_CHECKING:
 
     from amail.errors import Stage
     from amail.smtp.settings import TLSMode
-    from amail.testing import Action
+    from amail.testing.script import Action
     from tests.musts import Musts
     from tests.servers.authority import Authority
 

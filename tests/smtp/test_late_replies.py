@@ -123,7 +123,7 @@ async def test_c10_half_of_the_sessions_wait_at_most_and_the_oldest_is_given_up(
     musts: Musts,
 ) -> None:
     async with (
-        FaultServer(final=[Hang()] * 4 + [OK]) as server,  # type: ignore[list-item]
+        FaultServer(final=[Hang()] * 4 + [OK]) as server,
         Mailer(server.url, max_connections=4) as mailer,
     ):
         musts.watch(server)

@@ -368,3 +368,20 @@ async def test_b98_content_with_a_bare_line_end_is_not_sent(size: int, musts: Mu
         await server.all_closed()
         assert server.messages == []
         assert mailer.stats().not_sent == 1
+
+
+async def test_failing_to_connect_again_and_again_keeps_no_content_alive(musts: Musts) -> None:
+    def held() -> int:
+        return sum(type(each) is Content for each in gc.get_objects())
+
+    async with FaultServer() as server:
+        pass
+    async with Mailer(server.url) as mailer:
+        before = held()
+        gc.disable()
+        try:
+            for _ in range(10):
+                await musts.outcome_of(mailer.send(tokened(musts.token())))
+            assert held() <= before + 1
+        finally:
+            gc.enable()

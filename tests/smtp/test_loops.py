@@ -16,7 +16,7 @@ import trustme
 
 from amail import Mailer
 from amail.errors import DeliveryUnknown, RecipientsRejected
-from amail.testing import FaultServer, Hang
+from amail.testing import OK, FaultServer, Hang
 from tests.loops import LOOPS
 from tests.messages import tokened
 from tests.musts import PASSWORD
@@ -56,7 +56,7 @@ async def a_mailers_life() -> None:
             server.change(rcpt="550 5.1.1 no such user")
             with pytest.raises(RecipientsRejected):
                 await mailer.send(messages[0])
-            server.change(rcpt=None, final=Hang())
+            server.change(rcpt=OK, final=Hang())
             with pytest.raises(DeliveryUnknown):
                 await mailer.send(messages[0], timeout=0.2)
             sending = asyncio.ensure_future(mailer.send(messages[0]))
@@ -64,7 +64,7 @@ async def a_mailers_life() -> None:
             sending.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await sending
-            server.change(final=None)
+            server.change(final=OK)
             large = tokened("token-" + "f" * 32)
             large.attach("large.bin", data=bytes(2_000_000))
             assert (await mailer.send(large)).outcome == "accepted"

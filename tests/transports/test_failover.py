@@ -40,6 +40,8 @@ from amail import (
 from amail.testing import ByMessage, Close, FaultServer, Hang
 from amail.transports.base import PoolStats, Transport
 from amail.transports.failover import Failover
+from amail.transports.retrying import Retrying
+from amail.transports.throttled import Throttled
 from tests.musts import PASSWORD
 from tests.smtp.outcomes import accepted, rejected, said, send, unknown
 from tests.transports.ends import Clock, End, letter
@@ -95,10 +97,12 @@ async def test_f74_a_first_relay_that_refuses_connections_costs_no_error(musts: 
         pass
     async with FaultServer() as second, Mailer([first.url, second.url]) as mailer:
         musts.watch(second)
+        began = time.monotonic()
         receipts = await asyncio.gather(*(send(musts, mailer) for _ in range(50)))
         assert {accepted(each, attempts=each.attempts).relay for each in receipts} == {  # type: ignore[union-attr]
             f"{second.host}:{second.port}"
         }
+        assert time.monotonic() - began < 5  # nobody waited for the first one to come back
         assert (mailer.stats().accepted, mailer.stats().not_sent) == (50, 0)
     assert len(second.messages) == 50
 
@@ -288,6 +292,15 @@ async def test_where_all_are_cooling_the_one_that_is_done_first_is_tried_and_no_
     assert await relays_of(failover, 2) == [name] * 2
 
 
+async def test_where_all_are_down_a_message_asks_one_of_them_and_no_more() -> None:
+    ends = [End(name, down()) for name in "abc"]
+    failover = Failover(ends)
+    for tries in (3, 4, 5):
+        with pytest.raises(ConnectError):
+            await failover.send(*letter())
+        assert sum(len(end.tried) for end in ends) == tries
+
+
 async def test_a_cooling_relay_is_the_last_resort_of_those_that_are_not() -> None:
     first, second = End("first", down()), End("second")
     failover = Failover([first, second])
@@ -456,6 +469,21 @@ async def test_closing_closes_all_also_where_one_fails_to() -> None:
     with pytest.raises(MailerClosed):
         await Failover(ends).aclose()
     assert [end.closed for end in ends] == [1, 1]
+
+
+def test_who_hears_of_late_replies_is_told_to_whatever_has_them() -> None:
+    def heard(came_to: object) -> None:
+        """Hear."""
+
+    settings = [SMTPSettings(), SMTPSettings()]
+    mailer = Mailer(
+        Retrying(Throttled(Failover([*settings, MemoryTransport()]), "5/s")), on_resolved=heard
+    )
+    failover = t.cast("t.Any", mailer.transport)._transport._transport
+    told = [getattr(each, "_on_resolved", None) for each in failover.transports]
+    assert told == [heard, heard, None]
+    with pytest.raises(ConfigError, match="on_resolved"):
+        Mailer(Retrying(Failover([MemoryTransport()])), on_resolved=heard)
 
 
 # Made

@@ -12,6 +12,7 @@ from amail import (
     Mailer,
     MailerClosed,
     MemoryTransport,
+    Reply,
     ServerInfo,
     SMTPSettings,
     SMTPTransport,
@@ -39,6 +40,9 @@ async def test_it_tells_what_the_server_says_of_itself_and_sends_no_message(must
             relay=f"{server.host}:{server.port}",
             extensions={"PIPELINING": "", "SIZE": "10240", "8BITMIME": ""},
             size=10240,
+            addresses=("127.0.0.1",),
+            address="127.0.0.1",
+            greeting=Reply(220, None, "fault.test ESMTP ready"),
         )
         assert said(server) == ["EHLO"]
 
