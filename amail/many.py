@@ -1,6 +1,7 @@
 """Sends many messages, so many at once: pulls them lazily, gives one Result each.
 
-Invariant: never are more than ``2 * concurrency`` messages between the source and the consumer.
+Invariant: never are more than ``2 * concurrency`` messages between the source and the consumer, and
+the source is only ever run in one task.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def send_many(
 
 
 async def _results(run: _Run, concurrency: int) -> AsyncGenerator[Result, None]:
-    workers = [asyncio.create_task(run.work()) for _ in range(concurrency)]
+    tasks = run.start(concurrency)
     try:
         while (result := await run.next()) is not None:
             yield result
@@ -48,9 +49,9 @@ async def _results(run: _Run, concurrency: int) -> AsyncGenerator[Result, None]:
         if run.error is not None:
             raise run.error
     finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _one_by_one(messages: Iterable[Message]) -> AsyncIterator[Message]:
@@ -59,9 +60,9 @@ async def _one_by_one(messages: Iterable[Message]) -> AsyncIterator[Message]:
 
 
 class _Run:
-    """What the workers of one run share.
+    """One task that pulls messages, and workers that send them.
 
-    Through the queue go the results, or where they shall be in order, a future for each message in
+    To the consumer go the results, or where they shall be in order, a future for each message in
     the order of pulling; None comes last.
     """
 
@@ -72,61 +73,86 @@ class _Run:
             aiter(messages) if isinstance(messages, AsyncIterable) else _one_by_one(messages)
         )
         self._ordered = ordered
-        self._pulling = asyncio.Lock()
-        self._ended = False
+        self._room = asyncio.Semaphore(2 * concurrency)
+        self._wanted = asyncio.Semaphore(0)  # by workers with nothing to do
+        self._pulled: asyncio.Queue[tuple[Message, Place | None] | None] = asyncio.Queue()
+        self._results: asyncio.Queue[Result | Place | None] = asyncio.Queue()
+        self._puller: asyncio.Task[None] | None = None
+        self._working = 0
+
+    def start(self, concurrency: int) -> list[asyncio.Task[None]]:
+        """Make the tasks, which end by themselves when there are no more messages."""
         self._working = concurrency
-        self._queue: asyncio.Queue[Result | Place | None] = asyncio.Queue(concurrency)
+        self._puller = asyncio.create_task(self._pull())
+        return [self._puller, *(asyncio.create_task(self._work()) for _ in range(concurrency))]
 
     async def next(self) -> Result | None:
         """Return the next result, None when there are no more."""
         while True:
-            result = await self._queue.get()
+            result = await self._results.get()
             if isinstance(result, asyncio.Future):
                 result = await result
                 if result is None:  # it is what the run failed with
                     continue
+            self._room.release()
             return result
 
-    async def work(self) -> None:
-        """Send one message after another, until there are no more or the run has failed."""
-        while not self._ended:
-            place: Place | None = None
-            try:
-                pulled = await self._pull()
-                if pulled is None:
-                    break
-                message, place = pulled
-                result = await self._result_of(message)
-                del message, pulled
-            except Exception as error:  # noqa: BLE001 - raised to the consumer, behind the results
-                self._fail(error)
-                if place is not None:
-                    place.set_result(None)
-                break
-            if place is not None:
-                place.set_result(result)
-            else:
-                await self._queue.put(result)
-            del result
-        self._working -= 1
-        if not self._working:
-            await self._queue.put(None)
-
-    async def _pull(self) -> tuple[Message, Place | None] | None:
-        """Take the next message and, where they shall be in order, its place; None at the end."""
-        async with self._pulling:
-            if self._ended:
-                return None
-            try:
+    async def _pull(self) -> None:
+        try:
+            while True:
+                await self._wanted.acquire()
+                await self._room.acquire()
                 message = await anext(self._source)
-            except StopAsyncIteration:
-                self._ended = True
-                return None
-            if not self._ordered:
-                return message, None
-            place: Place = asyncio.get_running_loop().create_future()
-            await self._queue.put(place)
-            return message, place
+                place: Place | None = None
+                if self._ordered:
+                    place = asyncio.get_running_loop().create_future()
+                    self._results.put_nowait(place)
+                self._pulled.put_nowait((message, place))
+                del message, place
+        except StopAsyncIteration:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised to the consumer, behind the results
+            self._fail(error)
+        finally:
+            for _ in range(self._working):
+                self._pulled.put_nowait(None)
+
+    async def _work(self) -> None:
+        """Send one message after another, until there are no more or the run has failed."""
+        place: Place | None = None
+        try:
+            while (pulled := await self._next_message()) is not None:
+                message, place = pulled
+                del pulled
+                self._hand_over(await self._result_of(message), place)
+                del message
+                place = None
+        except BaseException as error:  # noqa: BLE001 - raised to the consumer, behind the results
+            self._fail(error)
+            self._hand_over(None, place)
+        finally:
+            self._working -= 1
+            if not self._working:
+                self._give_up_rest()
+                self._results.put_nowait(None)
+
+    async def _next_message(self) -> tuple[Message, Place | None] | None:
+        self._wanted.release()
+        return await self._pulled.get()
+
+    def _give_up_rest(self) -> None:
+        """Settle the places of those nobody sends any more."""
+        while not self._pulled.empty():
+            pulled = self._pulled.get_nowait()
+            if pulled is not None:
+                self._hand_over(None, pulled[1])
+
+    def _hand_over(self, result: Result | None, place: Place | None) -> None:
+        if place is not None:
+            if not place.done():
+                place.set_result(result)
+        elif result is not None:
+            self._results.put_nowait(result)
 
     async def _result_of(self, message: Message) -> Result:
         try:
@@ -137,6 +163,7 @@ class _Run:
             return Result(message, error=error)
 
     def _fail(self, error: BaseException) -> None:
-        self._ended = True
         if self.error is None:
             self.error = error
+        if self._puller is not None:
+            self._puller.cancel()

@@ -262,7 +262,7 @@ async def test_c39_a_generator_left_early_cancels_what_is_under_way_and_pulls_no
         while mailer.stats().leased > 1:
             await asyncio.sleep(0.001)
         assert len(list(source)) >= 20 - 2 * 3
-        assert mailer.stats().unknown == 3
+        assert mailer.stats().unknown + mailer.stats().not_sent == 3
 
 
 async def test_c16_cancelling_who_iterates_ends_what_is_under_way(musts: Musts) -> None:
@@ -388,3 +388,43 @@ async def test_any_number_of_messages_costs_the_same_memory() -> None:
     await peak_of(100)  # what is cached once
     few, many = await peak_of(100), await peak_of(3000)
     assert many - few < 256 * 1024
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["as_they_finish", "ordered"])
+async def test_c16_a_source_that_times_out_ends_the_run(ordered: bool) -> None:
+    async def source() -> AsyncIterator[Message]:
+        async with asyncio.timeout(0.05):
+            for number in range(3):
+                yield numbered(number)
+            await asyncio.Event().wait()
+
+    results = []
+    async with Mailer("memory://") as mailer:
+        with pytest.raises(TimeoutError):
+            async for result in mailer.send_many(source(), ordered=ordered):
+                results.append(result)
+    assert sorted(numbers(results)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["as_they_finish", "ordered"])
+async def test_c16_a_cancelled_error_of_the_callers_code_ends_the_run(ordered: bool) -> None:
+    def prepare(message: Message) -> Message:
+        if message.subject == "2":
+            raise asyncio.CancelledError
+        return message
+
+    async with Mailer("memory://", prepare=prepare) as mailer:
+        with pytest.raises(asyncio.CancelledError):
+            async for _ in mailer.send_many(map(numbered, range(9)), ordered=ordered):
+                pass
+
+
+async def test_an_error_of_the_call_ends_the_run_while_the_source_waits() -> None:
+    async def source() -> AsyncIterator[Message]:
+        yield t.cast("Message", "no message")
+        await asyncio.Event().wait()
+
+    async with Mailer("memory://") as mailer:
+        with pytest.raises(UsageError):
+            async for _ in mailer.send_many(source()):
+                pass

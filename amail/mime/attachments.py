@@ -166,11 +166,14 @@ def safe_filename(filename: object, limit: int, field: str, *, ascii_only: bool)
     if type(filename) is str and len(filename) <= limit and _PLAIN_FILENAME.fullmatch(filename):
         return filename
     name = _UNSAFE.sub("_", as_text(filename, f"{field}.filename", InvalidAttachment))
-    name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
-    if ascii_only and not name.isascii():
+    is_folded = ascii_only and not name.isascii()
+    if is_folded:  # before it is cut: slashes of other scripts become slashes
         name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii")
-        name = " ".join(_UNSAFE.sub("_", name).split()) or "attachment"
+        name = " ".join(_UNSAFE.sub("_", name).split())
+    name = re.split(r"[/\\]", name.rstrip("/\\"))[-1]
     name = _unwrapped(name)
+    if is_folded:
+        name = name or "attachment"
     if name in {".", ".."}:
         name = "_"
     if len(name.encode()) > limit:

@@ -21,10 +21,10 @@ from collections import deque
 from amail.errors import MailerClosed
 
 _LATELY_SECONDS = 60.0
-_PATIENCE_SECONDS = 10.0
+_PATIENCE_SECONDS = 20.0
 _GROWS_AFTER = 4
 _MOMENT = 0.1  # seconds in which others ask
-_STRIKES = 3
+_STRIKES = 5
 
 
 class Pace:
@@ -52,7 +52,9 @@ class Pace:
         self._refused_at = float("-inf")
         self._paused_at = float("-inf")
         self._row = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_in_vain = False  # nothing was accepted behind the pause before
+        # In the order of asking, those who were refused before all others.
+        self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def turn(self) -> Turn:
@@ -62,7 +64,7 @@ class Pace:
     def end(self) -> None:
         """Refuse who waits, for the mailer is closed."""
         while self._waiting:
-            waiter = self._waiting.popleft()
+            waiter, _ = self._waiting.popleft()
             if not waiter.done():
                 text = "the mailer is closed; nothing was sent"
                 waiter.set_exception(MailerClosed(text, stage="pool"))
@@ -79,9 +81,9 @@ class Pace:
             return
         waiter = asyncio.get_running_loop().create_future()
         if first:
-            self._waiting.appendleft(waiter)
+            self._waiting.appendleft((waiter, True))
         else:
-            self._waiting.append(waiter)
+            self._waiting.append((waiter, False))
         self._admit()
         try:
             async with asyncio.timeout_at(deadline):
@@ -95,6 +97,15 @@ class Pace:
         """Hand the turn to the next one."""
         self._inside -= 1
         self._admit()
+
+    def has_accepted_since(self, moment: float) -> bool:
+        """Tell whether one that asked since was accepted."""
+        return self._accepted_at > moment
+
+    @property
+    def is_alone(self) -> bool:
+        """True while nobody else asks, or waits to."""
+        return self._inside <= 1 and not self._waiting
 
     def may_be_too_fast(self) -> bool:
         """Tell whether anything is sent, or was lately, that could be too much."""
@@ -118,11 +129,12 @@ class Pace:
             return
         is_again = self._refused_at > self._accepted_at
         self._refused_at = asyncio.get_running_loop().time()
-        if is_again or (self._inside <= 1 and not self._waiting):
+        if is_again or self.is_alone:
             self._begin_pause(self._refused_at)
 
     def _begin_pause(self, now: float) -> None:
-        if self.is_slow and self._accepted_at <= self._paused_at:
+        self._is_in_vain = self.is_slow and self._accepted_at <= self._paused_at
+        if self._is_in_vain:
             self._seconds = min(self._seconds * 2, self._longest)
         self._paused_at = now
         self.until = now + self._seconds * random.uniform(1.0, 1.2)  # noqa: S311
@@ -156,7 +168,7 @@ class Pace:
             return
         loop = asyncio.get_running_loop()
         while self._waiting and self._is_open(loop.time()):
-            waiter = self._waiting.popleft()
+            waiter, _ = self._waiting.popleft()
             if not waiter.done():
                 self._inside += 1
                 waiter.set_result(None)
@@ -167,7 +179,16 @@ class Pace:
 
     def _pause_is_over(self) -> None:
         self._timer = None
+        if self._is_in_vain:
+            self._let_a_fresh_one_ask()
         self._admit()
+
+    def _let_a_fresh_one_ask(self) -> None:
+        """Put one that was never refused before those who were: it may be about them."""
+        fresh = next((place for place in self._waiting if not place[1]), None)
+        if fresh is not None:
+            self._waiting.remove(fresh)
+            self._waiting.appendleft(fresh)
 
 
 class Turn:
@@ -208,6 +229,8 @@ class Turn:
         pace, now = self._pace, asyncio.get_running_loop().time()
         if not pace.may_be_too_fast():
             return False
+        # Refused again, while others were accepted, is about the message.
+        is_news = self._since is None or not pace.has_accepted_since(self._refused_at)
         if self._since is None:
             self._since = now
         elif pace.is_open_to_others(self._refused_at) or (
@@ -218,6 +241,7 @@ class Turn:
             if self._strikes == _STRIKES:
                 return False
         self._refused_at = now
-        pace.refused(self._asked_at)
+        if is_news:
+            pace.refused(self._asked_at)
         opens_at = max(pace.until, now + _MOMENT)
         return opens_at < min(deadline, self._since + _PATIENCE_SECONDS)

@@ -186,6 +186,8 @@ class Pool(t.Generic[S]):
         """Wait for a slot, behind all others or before them."""
         if self._closed:
             raise _closed_error()
+        if deadline is not None and self.loop.time() >= deadline:
+            raise _late_error()
         if self._free:
             self._free -= 1
             return
@@ -208,8 +210,7 @@ class Pool(t.Generic[S]):
                 # It was handed a slot and cancelled before it could run.
                 self.give_slot_back()
             if isinstance(error, TimeoutError) and not isinstance(error, PoolTimeout):
-                text = "the deadline passed before a session was free; nothing was sent"
-                raise PoolTimeout(text, stage="pool", retryable=True) from error
+                raise _late_error() from error
             raise
         finally:
             self._waiters -= 1
@@ -267,6 +268,10 @@ class Pool(t.Generic[S]):
                 self._idle.pop(0)[0].abort()
             else:
                 return
+
+    def be_patient_until(self, moment: float) -> None:
+        """Count no wait before that moment for ``pool_timeout``."""
+        self._given_back_at = max(self._given_back_at, moment)
 
     def take_back(self, session: S) -> None:
         """Keep a clean session for the next one, end any other; the slot comes back with it."""
@@ -464,6 +469,10 @@ class Slot(t.Generic[S]):
         """True with a session that can be used again."""
         return self.session is not None and self.session.reusable
 
+    def be_patient_until(self, moment: float) -> None:
+        """Have nobody lose patience because this one waits until then, on the loop's clock."""
+        self._pool.be_patient_until(moment)
+
     def drop(self) -> None:
         """Let go of a session that is no good, to open another one in its place."""
         session, self.session = self.session, None
@@ -483,6 +492,11 @@ class Slot(t.Generic[S]):
 
 def _closed_error() -> MailerClosed:
     return MailerClosed("the mailer is closed; nothing was sent", stage="pool")
+
+
+def _late_error() -> PoolTimeout:
+    text = "the deadline passed before a session was free; nothing was sent"
+    return PoolTimeout(text, stage="pool", retryable=True)
 
 
 def _stuck_error(seconds: float) -> PoolTimeout:

@@ -312,7 +312,8 @@ class SMTPProtocol(asyncio.Protocol):
         if self._loop.time() < self._deadline or self._body_moves(transaction):
             self._timer = self._loop.call_at(self._deadline, self._on_timer, context=self._context)
             return
-        if transaction.last_octet_written and self._loop.time() < self._final_until:
+        has_caller = transaction.last_octet_written and self.unsettled is None
+        if has_caller and self._loop.time() < self._final_until:
             self._look()  # it is the caller's time only that is over
             return
         transaction.timed_out()

@@ -159,6 +159,7 @@ class Session:
 
     def settle(self) -> Receipt | MailError:
         """Return what the message came to whose caller had left."""
+        self.fate = "not_sent"
         return self._conclude(self._protocol.settle())
 
     def _conclude(self, transaction: Transaction) -> Receipt | MailError:
@@ -349,7 +350,9 @@ class _Opening:
             self._leave(smtp, translated)
             if self.stage == "auth":
                 drop_frames(error)
-            raise translated from error
+            if self._is_showable(error):
+                raise translated from error
+        raise translated  # out here, where what quotes the credentials is no context of it
 
     def _leave(self, smtp: aiosmtplib.SMTP, error: MailError) -> None:
         """Drop the connection; a server that is in order and will not have us gets a QUIT first."""
@@ -586,6 +589,14 @@ class _Opening:
         if self._settings.effective_tls == "implicit":
             return hint
         return f'{hint}; if that port speaks TLS first (465 does), use smtps:// (tls="implicit")'
+
+    def _is_showable(self, error: BaseException | None) -> bool:
+        """Tell whether no text in a chain of exceptions quotes the credentials."""
+        while error is not None and self._exchange is not None:
+            if self._exchange.showable(str(error)) != str(error):
+                return False
+            error = error.__cause__ or error.__context__
+        return True
 
     def _reply(self, code: int, message: str) -> Reply:
         text = message.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import random
 import sys
 import time
@@ -98,6 +99,7 @@ class SMTPTransport:
         self._server = Circuit(failures=5, seconds=1.0, longest=60.0, patience=patience)
         self._credentials = Circuit(failures=1, seconds=60.0, longest=60.0)
         self._pace = Pace(settings.max_connections)
+        self._was_in: tuple[int, int] | None = None  # the process and the loop
         self._outcomes: Counter[Outcome] = Counter()
         self._on_resolved: OnResolved | None = None
         self._reconnects = 0
@@ -273,6 +275,7 @@ class SMTPTransport:
                 if not is_told or not turn.was_told_to_slow_down(deadlines.content):
                     raise
                 _logger.info("%s asks to slow down: %s", self.settings.relay, error.reply)
+                slot.be_patient_until(self._pace.until)
             else:
                 turn.was_accepted()
                 return receipt
@@ -359,9 +362,11 @@ class SMTPTransport:
                     "mailer for each loop, or share one through amail.Portal or SyncMailer"
                 )
             self._forget(pool)
-        self._server.leave_loop()
-        self._credentials.leave_loop()
-        self._pace.leave_loop()
+        here = os.getpid(), id(loop)
+        if here != self._was_in:  # and not only closed and entered again
+            self._was_in = here
+            for each in (self._server, self._credentials, self._pace):
+                each.leave_loop()
         settings = self.settings
         pool = self._pool = Pool(
             settings.max_connections,

@@ -70,14 +70,15 @@ class _Relay:
     ) -> Receipt:
         """Send over it, and note what that says about it."""
         began = time.monotonic()
-        before = self.cools_until
+        before = mark = self.cools_until
         if before:
             # One message finds out whether it is back; the others go on as if it were not.
-            self.cools_until = began + self._cooldown
+            self.cools_until = mark = began + self._cooldown
         try:
             receipt = await self.transport.send(envelope, content, deadline=deadline)
         except BaseException as error:
-            self.cools_until = before
+            if self.cools_until == mark:  # or others have learnt something meanwhile
+                self.cools_until = before
             if isinstance(error, SendError):
                 self._learn(error, began, deadline)
             raise

@@ -91,6 +91,9 @@ def _addresses(people: People) -> tuple[str, ...]:
         found = [Address.of(each, field="redirect_to") for each in _listed("redirect_to", people)]
     except InvalidAddress as error:
         raise ConfigError(str(error)) from None
+    if not all(each.addr_spec.isascii() for each in found):
+        # Only the content says that SMTPUTF8 is needed, and it is the same for everybody.
+        raise ConfigError("redirect_to: must be an address whose local part is ASCII")
     return tuple(dict.fromkeys(each.addr_spec for each in found))
 
 

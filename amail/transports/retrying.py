@@ -170,7 +170,8 @@ class Retrying(Wrapper):
 class _Delivery:
     """What is known of each recipient, of all tries together. Pure.
 
-    Invariant: who was accepted is never due, and whose fate is unknown stays so until accepted.
+    Invariant: who was accepted, or kept from it, is never due, and whose fate is unknown stays so
+    until accepted.
     """
 
     def __init__(self, envelope: Envelope) -> None:
@@ -178,6 +179,7 @@ class _Delivery:
         self._envelope = envelope
         self._refused: dict[str, Reply] = {}
         self._unknown: set[str] = set()
+        self._suppressed: set[str] = set()
         self._lost: DeliveryUnknown | None = None
         self._first: Receipt | None = None
         self._attempts = 0
@@ -204,6 +206,7 @@ class _Delivery:
         self._first = self._first or receipt
         self._attempts += receipt.attempts
         self._transactions += receipt.transactions
+        self._suppressed.update(receipt.suppressed)
         self._settle(receipt.accepted, receipt.refused)
 
     def failed(self, error: MailError) -> None:
@@ -251,8 +254,10 @@ class _Delivery:
         return f"it had been accepted for {len(self.accepted)} of {count} recipients"
 
     def _is_due(self, path: str) -> bool:
+        if path in self.accepted or path in self._suppressed:
+            return False
         reply = self._refused.get(path)
-        return path not in self.accepted and (reply is None or reply.transient)
+        return reply is None or reply.transient
 
     def _settle(self, accepted: Iterable[str], refused: Mapping[str, Reply]) -> None:
         self.accepted.update(accepted)
@@ -262,4 +267,7 @@ class _Delivery:
             self._refused.pop(path, None)
 
     def _in_order(self, paths: Collection[str]) -> tuple[str, ...]:
-        return tuple(path for path in self._envelope.forward_paths if path in paths)
+        """Put them in the order of the envelope; behind it those who got it instead of others."""
+        known = self._envelope.forward_paths
+        others = [path for path in paths if path not in known]
+        return (*(path for path in known if path in paths), *others)

@@ -86,10 +86,19 @@ def test_b74_ascii_names_are_plain_and_all_others_rfc_2231_alone() -> None:
     assert b"filename=" not in other
 
 
-def test_file_names_are_written_in_ascii_where_that_is_wanted() -> None:
-    for name, expected in (("éa  ü.png", "ea u.png"), ("файл.png", ".png"), ("日", "attachment")):
-        written = message(attachments=[Attachment(name, "image/png", b"x")])
-        assert judged(written, ascii_attachments=True).attachments[0].filename == expected
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("éa  ü.png", "ea u.png"),
+        ("файл.png", ".png"),
+        ("日", "attachment"),
+        ("\uff3c", "attachment"),  # a fullwidth backslash
+        ("..\uff0f..\uff0fetc\uff0fpasswd", "passwd"),
+    ],
+)
+def test_file_names_are_written_in_ascii_where_that_is_wanted(name: str, expected: str) -> None:
+    written = message(attachments=[Attachment(name, "image/png", b"x")])
+    assert judged(written, ascii_attachments=True).attachments[0].filename == expected
 
 
 @pytest.mark.parametrize(

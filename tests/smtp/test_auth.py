@@ -10,6 +10,7 @@ import pickle
 import re
 import ssl
 import threading
+import traceback
 import typing as t
 
 import pytest
@@ -39,6 +40,7 @@ from tests.test_mailer import reached_at
 if t.TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from amail.testing import Moment
     from tests.musts import Musts
 
 TOKEN = PASSWORD  # a canary, whatever it opens
@@ -917,3 +919,21 @@ async def test_what_a_server_says_of_the_user_is_shown(musts: Musts) -> None:
     ):
         result = await musts.outcome_of(mailer.send(tokened(musts.token())))
         assert "no such password for ada" in str(result)
+
+
+async def test_n5_an_echo_of_the_auth_line_that_is_no_reply_is_in_no_chained_exception(
+    musts: Musts,
+) -> None:
+    def echo(moment: Moment) -> Bytes:
+        return Bytes(moment.line.encode() + b"\r\n")
+
+    async with (
+        FaultServer(
+            auth=echo, extensions=(*EXTENSIONS, "AUTH PLAIN"), keep_credentials=True
+        ) as server,
+        Mailer(server.url, username="ada", password=PASSWORD) as mailer,
+    ):
+        error = await musts.outcome_of(mailer.send(tokened(musts.token())))
+        assert isinstance(error, ProtocolError), repr(error)
+        shown = "".join(traceback.format_exception(error))
+        assert_no_canary(shown, "a traceback")

@@ -36,6 +36,7 @@ from amail import (
 )
 from amail.testing import OK, Close, FaultServer
 from amail.transports.base import PoolStats
+from amail.transports.redirected import Redirected
 from amail.transports.retrying import Retrying, RetryPolicy, is_retryable
 from tests.smtp.outcomes import accepted, said, send, unknown
 from tests.strategies import EXAMPLES
@@ -448,3 +449,23 @@ async def test_a_message_counts_once_however_often_it_was_tried(musts: Musts) ->
 def test_a_policy_that_cannot_work_is_refused_by_name(name: str, value: t.Any) -> None:
     with pytest.raises(ConfigError, match=f"^{name}: "):
         RetryPolicy(**{name: value})
+
+
+async def test_who_gets_it_instead_of_others_gets_it_once() -> None:
+    """Retrying over Redirected: the redirection was accepted, one who is allowed comes later."""
+    later = {"ok@example.com": Reply(450, "4.2.0", "later")}
+
+    def first(receipt: Receipt) -> Receipt:
+        accepted = tuple(path for path in receipt.accepted if path not in later)
+        return replace(receipt, accepted=accepted, refused=later)
+
+    end = End("relay", first, lambda receipt: receipt)
+    redirected = Redirected(end, redirect_to="catch@example.com", allowed=["ok@example.com"])
+    retrying = Retrying(redirected, RetryPolicy(first=0.001, longest=0.001))
+    receipt = await retrying.send(*letter("ok@example.com", "other@example.org"))
+    assert [each.forward_paths for each, _, _ in end.tried] == [
+        ("ok@example.com", "catch@example.com"),
+        ("ok@example.com",),
+    ]
+    assert receipt.accepted == ("ok@example.com", "catch@example.com")
+    assert receipt.suppressed == ("other@example.org",)
