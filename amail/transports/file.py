@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import json
 import os
 import re
@@ -17,11 +18,11 @@ import typing as t
 from dataclasses import asdict
 from pathlib import Path
 
-from amail.errors import ConfigError, NotSent, SendTimeout
+from amail.errors import ConfigError, InvalidAttachment, MailError, NotSent, SendTimeout
 from amail.receipt import Receipt, Reply
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from amail.envelope import Envelope
     from amail.mime import Content
@@ -84,7 +85,11 @@ class FileTransport:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         now = dt.datetime.now(dt.UTC)
         stamp = now.strftime("%Y%m%dT%H%M%S.%f")
-        name = f"{stamp}-{safe_name(content.message_id)}"
+        name = stem = f"{stamp}-{safe_name(content.message_id)}"
+        for number in itertools.count(2):
+            if not (self.folder / f"{name}.json").exists():
+                break
+            name = f"{stem}-{number}"  # the same message, and a clock that stands still
         record = {
             "message_id": content.message_id,
             **asdict(envelope),
@@ -95,7 +100,7 @@ class FileTransport:
         described = self.folder / f"{name}.json"
         _write_file(described, [text.encode()])
         try:
-            _write_file(self.folder / f"{name}.eml", content.chunks())
+            _write_file(self.folder / f"{name}.eml", _as_announced(content))
         except BaseException:
             described.unlink(missing_ok=True)
             raise
@@ -106,6 +111,21 @@ class FileTransport:
 def safe_name(message_id: str) -> str:
     """Return a Message-ID as part of a file name, on any system."""
     return _UNSAFE.sub("_", message_id.strip("<>"))[:_LONGEST_ID]
+
+
+def _as_announced(content: Content) -> Iterator[bytes]:
+    """Yield content. Raises InvalidAttachment where its source fails or has another length."""
+    octets = 0
+    try:
+        for chunk in content.chunks():
+            octets += len(chunk)
+            yield chunk
+    except MailError:
+        raise
+    except Exception as error:
+        raise InvalidAttachment("the content could not be read as it was announced") from error
+    if octets != len(content):
+        raise InvalidAttachment("the content could not be read as it was announced")
 
 
 def _write_file(path: Path, chunks: Iterable[bytes]) -> None:

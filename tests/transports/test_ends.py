@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import io
 import json
 import re
@@ -107,6 +108,47 @@ async def test_a_content_that_fails_leaves_no_file_behind(tmp_path: Path) -> Non
         with pytest.raises(InvalidAttachment):
             await sending
     assert list(folder.iterdir()) == []
+
+
+class Source:
+    """A part that is announced with ten octets, and does something else."""
+
+    def __init__(self, *, failure: Exception | None = None) -> None:
+        self._failure = failure
+
+    def __len__(self) -> int:
+        return 10
+
+    def chunks(self) -> Iterator[bytes]:
+        yield b"abc"
+        if self._failure is not None:
+            raise self._failure
+
+
+@pytest.mark.parametrize("failure", [None, ValueError("odd"), OSError(5, "I/O error")])
+async def test_f62b_a_source_that_fails_or_ends_early_is_an_invalid_attachment(
+    tmp_path: Path, failure: Exception | None
+) -> None:
+    content = Content([b"A: b\r\n\r\n", Source(failure=failure)], message_id="<x@y>")
+    envelope, _ = letter("bob@example.org")
+    with pytest.raises(InvalidAttachment, match="as it was announced"):
+        await FileTransport(tmp_path).send(envelope, content)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_the_same_message_twice_in_one_moment_is_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Still(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> t.Self:
+            return cls(2026, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(dt, "datetime", Still)
+    end, both = FileTransport(tmp_path), letter("bob@example.org")
+    first, second = await end.send(*both), await end.send(*both)
+    assert first.queue_id != second.queue_id
+    assert len(list(tmp_path.glob("*.eml"))) == len(list(tmp_path.glob("*.json"))) == 2
 
 
 async def test_a_folder_that_cannot_be_written_is_not_sent(tmp_path: Path) -> None:
