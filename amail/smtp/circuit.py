@@ -27,8 +27,8 @@ _logger = logging.getLogger("amail.smtp")
 class Circuit:
     """Opens after ``failures`` in a row, for ``seconds`` and then up to ``longest``.
 
-    ``patience``: how long after the first of them senders wait, if the failure may pass. The times
-    are jittered, so that many processes do not come back together.
+    ``patience``: how long from then on senders wait, if the failure may pass. The times are
+    jittered, so that many processes do not come back together.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Circuit:
         self._longest = longest
         self._patience = patience
         self._failures = 0
-        self._since = 0.0  # the first failure of the row
+        self._since = 0.0  # when it was opened
         self._seconds = seconds
         self._until = 0.0
         self._last = SendError()
@@ -100,9 +100,9 @@ class Circuit:
     def _failed(self, error: SendError, is_probe: bool) -> None:
         now = time.monotonic()
         was_open = self.is_open
-        if not self._failures:
-            self._since = now
         self._failures += 1
+        if self.is_open and not was_open:
+            self._since = now
         # Not the error itself, whose frames hold a message.
         self._last = _like(error, str(error))
         if is_probe:

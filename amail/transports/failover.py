@@ -91,6 +91,8 @@ class _Relay:
             if error.outcome == "rejected":
                 self.cools_until = 0.0  # it answered
             return
+        if type(error) is NotSent and not error.retryable:
+            return  # it lacks an extension that this message needs, which another one may have
         is_late = deadline is not None and now >= deadline
         if is_late and (isinstance(error, PoolTimeout) or now - began < _FAIR_SECONDS):
             return  # a sender in a hurry says nothing about the relay, nor does a long queue

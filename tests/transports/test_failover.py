@@ -23,6 +23,7 @@ from amail import (
     MailError,
     MemoryTransport,
     MessageRejected,
+    NotSent,
     PoolTimeout,
     ProtocolError,
     RecipientsRejected,
@@ -532,3 +533,11 @@ def test_a_refused_list_shows_no_password() -> None:
 
     assert_keeps_secrets(caught.value)
     assert PASSWORD not in repr(Mailer([url, "memory://"]))
+
+
+async def test_a_relay_without_an_extension_that_one_message_needs_is_not_left_out() -> None:
+    lacks = NotSent("the content has 8-bit octets", stage="mail", retryable=False)
+    first, second = End("first", lacks, lambda receipt: receipt), End("second")
+    failover = Failover([first, second])
+    assert (await failover.send(*letter("bob@example.org"))).relay == "second"
+    assert (await failover.send(*letter("bob@example.org"))).relay == "first"
