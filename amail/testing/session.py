@@ -102,6 +102,7 @@ class Session:
         self._offered: dict[str, str] = {}
         self._greeted = False
         self._authenticated_as: str | None = None
+        self._reset_refused = False
         self._transaction: _Transaction | None = None
         self._commands: dict[str, Callable[[str], Awaitable[None]]] = {
             "EHLO": self._ehlo,
@@ -275,7 +276,9 @@ class Session:
         if not self._greeted:
             problem = self._violation("MAIL before EHLO", "503 5.5.1 say EHLO first")
         elif self._transaction:
-            problem = self._violation("MAIL inside a transaction", "503 5.5.1 nested MAIL")
+            problem = "503 5.5.1 nested MAIL"
+            if not self._reset_refused:  # behind one the client may have pipelined it in good faith
+                self._violation("MAIL inside a transaction", problem)
         elif self._server.auth_required and not self._authenticated_as:
             problem = "530 5.7.0 authentication required"
         elif not problem and self._over_limit(_declared_size(options)):
@@ -379,7 +382,8 @@ class Session:
         self._server.notify()
 
     async def _rset(self, line: str) -> None:
-        if code_of(await self._act("rset", line, "250 2.0.0 ok")) == 250:
+        self._reset_refused = code_of(await self._act("rset", line, "250 2.0.0 ok")) != 250
+        if not self._reset_refused:
             self._transaction = None
 
     async def _noop(self, line: str) -> None:

@@ -1016,3 +1016,17 @@ async def test_f76_a_421_behind_the_last_reply_costs_the_session_and_no_message(
         for _ in range(5):
             accepted(await send(musts, mailer), attempts=1)
         assert [message.connection for message in server.messages] == [1, 1, 2, 2, 3]
+
+
+async def test_f71_an_rset_that_is_refused_costs_the_session_and_no_message(musts: Musts) -> None:
+    async with (
+        FaultServer(data=["554 5.7.1 no", OK], rset=["450 4.3.0 not now", OK]) as server,
+        Mailer(server.url, max_connections=1) as mailer,
+    ):
+        musts.watch(server)
+        rejected(
+            await send(musts, mailer), MessageRejected, stage="data", retryable=False, code=554
+        )
+        # Pipelined behind the RSET, MAIL comes inside the old transaction, in good faith.
+        accepted(await send(musts, mailer), attempts=2)
+        assert server.connections == 2
