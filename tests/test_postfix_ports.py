@@ -18,7 +18,7 @@ from tests.servers.postfix import REFUSED
 from tests.servers.programs import wait_until
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from tests.musts import Musts
     from tests.servers.postfix import PostfixServer
@@ -42,13 +42,16 @@ async def send_all(mailer: Mailer, messages: Iterable[Message]) -> list[Receipt 
     return await asyncio.gather(*map(mailer.send, messages), return_exceptions=True)
 
 
-def all_accepted(results: list[Receipt | BaseException]) -> list[Receipt]:
+def all_accepted(
+    results: list[Receipt | BaseException], *, attempts: Collection[int] = (1,)
+) -> list[Receipt]:
     """Everything was accepted, as it seems to the caller at the first try."""
     errors = [each for each in results if not isinstance(each, Receipt)]
     assert errors == []
     receipts = [each for each in results if isinstance(each, Receipt)]
     assert [receipt.refused for receipt in receipts] == [{}] * len(results)
-    assert {receipt.attempts for receipt in receipts} == {1}
+    # A session that is ended at RCPT costs a message one of its two tries.
+    assert {receipt.attempts for receipt in receipts} <= set(attempts)
     return receipts
 
 
@@ -168,7 +171,9 @@ async def test_a_server_that_counts_junk_and_errors_costs_nobody_else_a_message(
     kind = SenderRejected if refused == "sender" else RecipientsRejected
     errors = [results[number] for number in range(COUNT) if is_refused(number)]
     assert [type(error) for error in errors] == [kind] * 33
-    receipts = all_accepted([results[number] for number in range(COUNT) if not is_refused(number)])
+    receipts = all_accepted(
+        [results[number] for number in range(COUNT) if not is_refused(number)], attempts={1, 2}
+    )
     assert len(receipts) == 67
     ended = times(postfix, "junk", "too many errors") - ended_before
     assert in_a_row == 1 or ended > 0

@@ -262,6 +262,7 @@ async def test_a_reloader_restarts_the_app_when_the_queue_is_drained(tmp_path: P
         await at.says(r"Detected change in .*watched")
         mail.release()
         await mail.until(lambda: len(mail.messages) == LATER)
+        await at.says(r"(?s)Detected change in .*Debugger PIN")
         mail.change(mail=OK)
         assert await at.get("/sync") != first
     assert subjects(mail) == {"later": LATER, "sync": 1}
