@@ -21,10 +21,10 @@ from collections import deque
 from amail.errors import MailerClosed
 
 _LATELY_SECONDS = 60.0
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 10.0
 _GROWS_AFTER = 4
 _MOMENT = 0.1  # seconds in which others ask
-_STRIKES = 5
+_STRIKES = 3
 
 
 class Pace:
@@ -52,7 +52,6 @@ class Pace:
         self._refused_at = float("-inf")
         self._paused_at = float("-inf")
         self._row = 0
-        self._is_in_vain = False  # nothing was accepted behind the pause before
         # In the order of asking, those who were refused before all others.
         self._waiting: deque[tuple[asyncio.Future[None], bool]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -98,10 +97,6 @@ class Pace:
         self._inside -= 1
         self._admit()
 
-    def has_accepted_since(self, moment: float) -> bool:
-        """Tell whether one that asked since was accepted."""
-        return self._accepted_at > moment
-
     @property
     def is_alone(self) -> bool:
         """True while nobody else asks, or waits to."""
@@ -133,8 +128,7 @@ class Pace:
             self._begin_pause(self._refused_at)
 
     def _begin_pause(self, now: float) -> None:
-        self._is_in_vain = self.is_slow and self._accepted_at <= self._paused_at
-        if self._is_in_vain:
+        if self.is_slow and self._accepted_at <= self._paused_at:
             self._seconds = min(self._seconds * 2, self._longest)
         self._paused_at = now
         self.until = now + self._seconds * random.uniform(1.0, 1.2)  # noqa: S311
@@ -179,8 +173,7 @@ class Pace:
 
     def _pause_is_over(self) -> None:
         self._timer = None
-        if self._is_in_vain:
-            self._let_a_fresh_one_ask()
+        self._let_a_fresh_one_ask()
         self._admit()
 
     def _let_a_fresh_one_ask(self) -> None:
@@ -229,8 +222,6 @@ class Turn:
         pace, now = self._pace, asyncio.get_running_loop().time()
         if not pace.may_be_too_fast():
             return False
-        # Refused again, while others were accepted, is about the message.
-        is_news = self._since is None or not pace.has_accepted_since(self._refused_at)
         if self._since is None:
             self._since = now
         elif pace.is_open_to_others(self._refused_at) or (
@@ -241,7 +232,6 @@ class Turn:
             if self._strikes == _STRIKES:
                 return False
         self._refused_at = now
-        if is_news:
-            pace.refused(self._asked_at)
+        pace.refused(self._asked_at)
         opens_at = max(pace.until, now + _MOMENT)
         return opens_at < min(deadline, self._since + _PATIENCE_SECONDS)
