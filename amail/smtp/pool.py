@@ -469,6 +469,11 @@ class Slot(t.Generic[S]):
         """True with a session that can be used again."""
         return self.session is not None and self.session.reusable
 
+    @property
+    def others_wait(self) -> bool:
+        """True while there are others who wait for a slot."""
+        return self._pool.waiting > 0
+
     def be_patient_until(self, moment: float) -> None:
         """Have nobody lose patience because this one waits until then, on the loop's clock."""
         self._pool.be_patient_until(moment)

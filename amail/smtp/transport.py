@@ -262,27 +262,29 @@ class SMTPTransport:
         self, slot: Slot[Session], envelope: Envelope, content: Content, deadlines: Deadlines
     ) -> Receipt:
         """Send over the slot's session or a new one, again where the server asks to slow down."""
-        turn = self._pace.turn()
-        while True:
-            await self._enter(turn, deadlines)
-            is_fresh = slot.session is None
-            try:
-                session = slot.session or await self._open(slot, deadlines)
-                receipt = await session.send(envelope, content, deadlines)
-            except (SenderRejected, ServerBusy) as error:
-                # A 421 on a session that was used before may be about that one alone.
-                is_told = _asks_to_slow_down(error) and (is_fresh or slot.holds_reusable)
-                if not is_told or not turn.was_told_to_slow_down(deadlines.content):
-                    raise
-                _logger.info("%s asks to slow down: %s", self.settings.relay, error.reply)
-                slot.be_patient_until(self._pace.until)
-            else:
-                turn.was_accepted()
-                return receipt
-            finally:
-                turn.leave()
-            if not slot.holds_reusable:
-                slot.drop()
+        with self._pace.turn() as turn:
+            while True:
+                await self._enter(turn, deadlines)
+                is_fresh = slot.session is None
+                try:
+                    session = slot.session or await self._open(slot, deadlines)
+                    receipt = await session.send(envelope, content, deadlines)
+                except (SenderRejected, ServerBusy) as error:
+                    # A 421 on a session that was used before may be about that one alone.
+                    is_told = _asks_to_slow_down(error) and (is_fresh or slot.holds_reusable)
+                    if not is_told or not turn.was_told_to_slow_down(
+                        deadlines.content, others_wait=slot.others_wait
+                    ):
+                        raise
+                    _logger.info("%s asks to slow down: %s", self.settings.relay, error.reply)
+                    slot.be_patient_until(self._pace.until)
+                else:
+                    turn.was_accepted()
+                    return receipt
+                finally:
+                    turn.leave()
+                if not slot.holds_reusable:
+                    slot.drop()
 
     async def _enter(self, turn: Turn, deadlines: Deadlines) -> None:
         try:
@@ -365,8 +367,9 @@ class SMTPTransport:
         here = os.getpid(), id(loop)
         if here != self._was_in:  # and not only closed and entered again
             self._was_in = here
-            for each in (self._server, self._credentials, self._pace):
+            for each in (self._server, self._credentials):
                 each.leave_loop()
+            self._pace = Pace(self.settings.max_connections)
         settings = self.settings
         pool = self._pool = Pool(
             settings.max_connections,
