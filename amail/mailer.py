@@ -192,14 +192,16 @@ class Mailer:
                 result.message, result.receipt, result.error
 
         They are pulled lazily, composed and sent ``concurrency`` at once (None: as many as there
-        are connections), and yielded as they finish, or in their order if ``ordered``. What
-        becomes of one message never stops the others. At most ``2 * concurrency`` of them are held
-        here, so that any number costs the same memory. A plain iterable is pulled in the event
-        loop: one that waits for something should be async.
+        are connections), and yielded as they finish, or in their order if ``ordered``. Where the
+        server has PIPELINING each begins while the last reply to the one before is on its way, so
+        that it takes one round trip. What becomes of one message never stops the others. At most
+        ``2 * concurrency`` of them are held here, so that any number costs the same memory. A plain
+        iterable is pulled in the event loop: one that waits for something should be async.
 
         Leave the loop early inside ``contextlib.aclosing``: those under way are then cancelled at
-        once, the rest is not sent. Raises UsageError at once; while iterating also ConfigError,
-        what ``messages`` or ``prepare`` raises, behind the results of those under way.
+        once, the rest is not sent; ``messages`` is closed if it is an async generator. Raises
+        UsageError at once; while iterating also ConfigError, what ``messages`` or ``prepare``
+        raises, behind the results of those under way.
         """
         usual: int = getattr(self._transport, "concurrency", _CONCURRENCY)
         at_once = usual if concurrency is None else concurrency

@@ -1,20 +1,22 @@
 """Sends many messages, so many at once: pulls them lazily, gives one Result each.
 
-Invariant: never are more than ``2 * concurrency`` messages between the source and the consumer, and
-the source is only ever run in one task.
+Invariant: never are more than ``concurrency`` messages on their way to a server, and as many again
+between the source and the consumer, those among them that wait for the last reply to them; and the
+source is only ever run in one task.
 """
 
 from __future__ import annotations
 
 import asyncio
 import typing as t
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 
 from amail.errors import ConfigError, MailError, UsageError
 from amail.receipt import Result
+from amail.transports.base import when_written
 
 if t.TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from amail.message import Message
     from amail.receipt import Receipt
@@ -49,14 +51,31 @@ async def _results(run: _Run, concurrency: int) -> AsyncGenerator[Result, None]:
         if run.error is not None:
             raise run.error
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        run.stop_pulling()
+        for worker in tasks[1:]:
+            worker.cancel()
+        of_closing, *_ = await asyncio.gather(*tasks, return_exceptions=True)
+        if isinstance(of_closing, Exception):
+            raise of_closing
 
 
 async def _one_by_one(messages: Iterable[Message]) -> AsyncIterator[Message]:
     for message in messages:
         yield message
+
+
+class _Once:
+    """What is done the first time it is called."""
+
+    __slots__ = ("_do",)
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do: Callable[[], None] | None = do
+
+    def __call__(self) -> None:
+        if self._do is not None:
+            do, self._do = self._do, None
+            do()
 
 
 class _Run:
@@ -74,17 +93,25 @@ class _Run:
         )
         self._ordered = ordered
         self._room = asyncio.Semaphore(2 * concurrency)
+        self._under_way = asyncio.Semaphore(concurrency)
         self._wanted = asyncio.Semaphore(0)  # by workers with nothing to do
         self._pulled: asyncio.Queue[tuple[Message, Place | None] | None] = asyncio.Queue()
         self._results: asyncio.Queue[Result | Place | None] = asyncio.Queue()
         self._puller: asyncio.Task[None] | None = None
+        self._pulls_no_more = False
         self._working = 0
 
     def start(self, concurrency: int) -> list[asyncio.Task[None]]:
-        """Make the tasks, which end by themselves when there are no more messages."""
-        self._working = concurrency
+        """Make the puller and the workers, which end when there are no more messages."""
+        self._working = 2 * concurrency  # half of which wait for a last reply
         self._puller = asyncio.create_task(self._pull())
-        return [self._puller, *(asyncio.create_task(self._work()) for _ in range(concurrency))]
+        return [self._puller, *(asyncio.create_task(self._work()) for _ in range(self._working))]
+
+    def stop_pulling(self) -> None:
+        """Cancel the puller. Only once: then it closes the source, which may take a moment."""
+        if self._puller is not None and not self._pulls_no_more:
+            self._puller.cancel()
+        self._pulls_no_more = True
 
     async def next(self) -> Result | None:
         """Return the next result, None when there are no more."""
@@ -98,24 +125,33 @@ class _Run:
             return result
 
     async def _pull(self) -> None:
+        """Pull until there are no more or this is stopped. Raises what closing the source does."""
         try:
-            while True:
-                await self._wanted.acquire()
-                await self._room.acquire()
-                message = await anext(self._source)
-                place: Place | None = None
-                if self._ordered:
-                    place = asyncio.get_running_loop().create_future()
-                    self._results.put_nowait(place)
-                self._pulled.put_nowait((message, place))
-                del message, place
+            await self._pull_each()
         except StopAsyncIteration:
             pass
         except BaseException as error:  # noqa: BLE001 - raised to the consumer, behind the results
-            self._fail(error)
+            self._pulls_no_more = True
+            self._note(error)
+        try:
+            if isinstance(self._source, AsyncGenerator):
+                await self._source.aclose()
         finally:
             for _ in range(self._working):
                 self._pulled.put_nowait(None)
+
+    async def _pull_each(self) -> None:
+        while not self._pulls_no_more:
+            await self._wanted.acquire()
+            await self._under_way.acquire()
+            await self._room.acquire()
+            message = await anext(self._source)
+            place: Place | None = None
+            if self._ordered:
+                place = asyncio.get_running_loop().create_future()
+                self._results.put_nowait(place)
+            self._pulled.put_nowait((message, place))
+            del message, place
 
     async def _work(self) -> None:
         """Send one message after another, until there are no more or the run has failed."""
@@ -128,7 +164,8 @@ class _Run:
                 del message
                 place = None
         except BaseException as error:  # noqa: BLE001 - raised to the consumer, behind the results
-            self._fail(error)
+            self._note(error)
+            self.stop_pulling()
             self._hand_over(None, place)
         finally:
             self._working -= 1
@@ -155,15 +192,18 @@ class _Run:
             self._results.put_nowait(result)
 
     async def _result_of(self, message: Message) -> Result:
+        let_next_begin = _Once(self._under_way.release)
+        when_written.set(let_next_begin)
         try:
             return Result(message, await self._send(message))
         except (ConfigError, UsageError):
             raise  # they are about the call, and hold for the other messages too
         except MailError as error:
             return Result(message, error=error)
+        finally:
+            let_next_begin()
 
-    def _fail(self, error: BaseException) -> None:
+    def _note(self, error: BaseException) -> None:
+        """Keep what the run failed with first."""
         if self.error is None:
             self.error = error
-        if self._puller is not None:
-            self._puller.cancel()

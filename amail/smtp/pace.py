@@ -246,11 +246,12 @@ class Turn:
         turn.leave()  # and maybe again
     """
 
-    __slots__ = ("_asked_at", "_moment", "_pace", "_refused_at", "_since", "_strikes")
+    __slots__ = ("_asked_at", "_is_inside", "_moment", "_pace", "_refused_at", "_since", "_strikes")
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
         self._asked_at = 0.0
+        self._is_inside = False
         self._since = _NEVER  # the first refusal
         self._refused_at = 0.0
         self._moment = _MOMENT
@@ -272,11 +273,14 @@ class Turn:
             await self._pace.listen(self._refused_at, self._moment * random.uniform(0.5, 1))  # noqa: S311
             self._moment = min(2 * self._moment, _LONGEST_MOMENT)
         await self._pace.take(deadline, self._since)
+        self._is_inside = True
         self._asked_at = loop.time()
 
     def leave(self) -> None:
-        """Let the next one ask."""
-        self._pace.give_back()
+        """Let the next one ask, if that was not done."""
+        if self._is_inside:
+            self._is_inside = False
+            self._pace.give_back()
 
     def was_accepted(self) -> None:
         """Note that this one was accepted."""

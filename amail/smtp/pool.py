@@ -86,7 +86,9 @@ class Pool(t.Generic[S]):
         self._tell_settled = settled
         self._free = size
         self._withheld = 0
-        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
+        # Who waits, since when, and whether for a slot that is shared too.
+        self._waiting: deque[tuple[asyncio.Future[Slot[S] | None], float, bool]] = deque()
+        self._offered: list[Slot[S]] = []
         self._waiters = 0
         self._given_back_at = self.loop.time()
         # What outlives its caller runs in a context of its own, or it would keep alive whatever the
@@ -130,13 +132,13 @@ class Pool(t.Generic[S]):
         """True in the process that made this pool."""
         return self.pid == os.getpid()
 
-    def slot(self, deadline: float | None = None) -> Slot[S]:
-        """Return the scope in which one session may be used.
+    def slot(self, deadline: float | None = None, *, shares: bool = False) -> Slot[S]:
+        """Return the scope in which one session may be used, by one who ``shares`` maybe soon.
 
         Waiting for it is not an error. Entering raises PoolTimeout when nothing moves, or at
         ``deadline`` (a reading of the loop's clock), and MailerClosed when the pool is closed.
         """
-        return Slot(self, deadline)
+        return Slot(self, deadline, shares=shares)
 
     async def aclose(self, seconds: float) -> None:
         """Refuse who waits, let those finish that are under way, then end every session.
@@ -179,20 +181,35 @@ class Pool(t.Generic[S]):
         self._idle.clear()
         self._farewells.clear()
         self._waiting.clear()
+        self._offered.clear()
 
     # For Slot
 
-    async def take_slot(self, deadline: float | None, *, first: bool = False) -> None:
-        """Wait for a slot, behind all others or before them."""
+    async def take_slot(
+        self, deadline: float | None, *, first: bool = False, shares: bool = False
+    ) -> Slot[S] | None:
+        """Wait for a slot, behind all others or before them.
+
+        Who ``shares`` may get that of one who only waits for the end, and follows it.
+        """
         if self._closed:
             raise _closed_error()
         if deadline is not None and self.loop.time() >= deadline:
             raise _late_error()
+        if shares and self._offered and not self._idle:
+            ahead = self._offered.pop(0)
+            ahead.hand_on()
+            return ahead
         if self._free:
             self._free -= 1
-            return
-        waiter = self.loop.create_future()
-        place = (waiter, self.loop.time())
+            return None
+        return await self._wait_for_slot(deadline, first=first, shares=shares)
+
+    async def _wait_for_slot(
+        self, deadline: float | None, *, first: bool, shares: bool
+    ) -> Slot[S] | None:
+        waiter: asyncio.Future[Slot[S] | None] = self.loop.create_future()
+        place = (waiter, self.loop.time(), shares)
         if first:
             self._waiting.appendleft(place)
         else:
@@ -201,14 +218,17 @@ class Pool(t.Generic[S]):
         self._be_patient()
         try:
             if deadline is None:
-                await waiter
-            else:
-                async with asyncio.timeout_at(deadline):
-                    await waiter
+                return await waiter
+            async with asyncio.timeout_at(deadline):
+                return await waiter
         except BaseException as error:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It was handed a slot and cancelled before it could run.
-                self.give_slot_back()
+                shared = waiter.result()
+                if shared is None:
+                    self.give_slot_back()
+                else:
+                    shared.take_again()
             if isinstance(error, TimeoutError) and not isinstance(error, PoolTimeout):
                 raise _late_error() from error
             raise
@@ -219,13 +239,29 @@ class Pool(t.Generic[S]):
         """Hand the slot to the one who waits longest."""
         self._given_back_at = self.loop.time()
         while self._waiting:
-            waiter, _ = self._waiting.popleft()
+            waiter, _, _ = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_result(None)
                 return
         self._free += 1
         if self._all_free is not None and not self.leased and not self._all_free.done():
             self._all_free.set_result(None)
+
+    def offer(self, slot: Slot[S]) -> None:
+        """Let another one follow in a slot whose holder only waits for the end."""
+        while self._waiting and self._waiting[0][0].done():
+            self._waiting.popleft()
+        if self._waiting and self._waiting[0][2]:
+            waiter, _, _ = self._waiting.popleft()
+            slot.hand_on()
+            waiter.set_result(slot)
+        else:
+            self._offered.append(slot)
+
+    def withdraw(self, slot: Slot[S]) -> None:
+        """Offer it no longer."""
+        if slot in self._offered:
+            self._offered.remove(slot)
 
     def take_idle(self) -> S | None:
         """Take the session that was used last, if one is reusable."""
@@ -369,7 +405,7 @@ class Pool(t.Generic[S]):
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
-            waiter, _ = self._waiting.popleft()
+            waiter, _, _ = self._waiting.popleft()
             if not waiter.done():
                 waiter.set_exception(_closed_error())
 
@@ -391,7 +427,7 @@ class Pool(t.Generic[S]):
         self._patience = None
         now = self.loop.time()
         while self._waiting:
-            waiter, since = self._waiting[0]
+            waiter, since, _ = self._waiting[0]
             if not waiter.done():
                 due = max(since, self._given_back_at) + self._pool_timeout
                 if due > now:
@@ -427,29 +463,70 @@ class Slot(t.Generic[S]):
     """The right to one session, for the length of an ``async with``.
 
     ``session`` is the one it has, and afterwards the one it had. ``deadline`` is that of the wait.
+    It may be shared by two: one who only waits for the end of what it does (``offer``), and one who
+    follows and is its holder from then on. If that one leaves first, it is the former's again.
     """
 
-    __slots__ = ("_is_taken", "_pool", "deadline", "session")
+    __slots__ = ("_ahead", "_is_inside", "_is_taken", "_pool", "_shares", "deadline", "session")
 
-    def __init__(self, pool: Pool[S], deadline: float | None) -> None:
+    def __init__(self, pool: Pool[S], deadline: float | None, *, shares: bool = False) -> None:
         self._pool = pool
+        self._shares = shares
+        self._ahead: Slot[S] | None = None
+        self._is_inside = False
+        self._is_taken = False
         self.deadline = deadline
         self.session: S | None = None
-        self._is_taken = False
 
     async def __aenter__(self) -> t.Self:
-        await self._pool.take_slot(self.deadline)
-        self._is_taken = True
+        self._ahead = await self._pool.take_slot(self.deadline, shares=self._shares)
+        self._is_taken = self._is_inside = True
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._is_inside = False
+        self._pool.withdraw(self)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Give the slot to who is ahead, or back to the pool with its session."""
         if not self._is_taken:
             return
         self._is_taken = False
-        if self.session is None:
+        if self._ahead is not None and self._ahead.is_inside:
+            self._ahead.take_again()
+        elif self.session is None:
             self._pool.give_slot_back()
         else:
             self._pool.take_back(self.session)
+
+    @property
+    def is_shared(self) -> bool:
+        """True while the session is another one's too."""
+        if self.session is None:
+            return False
+        is_second = self._ahead is not None and self._ahead.is_inside
+        return is_second or self.session.unsettled is not None
+
+    @property
+    def is_inside(self) -> bool:
+        """True until the scope is left."""
+        return self._is_inside
+
+    def offer(self) -> None:
+        """Let another one follow: what is left to do here is to wait."""
+        if self._is_taken:
+            self._pool.offer(self)
+
+    def hand_on(self) -> None:
+        """Be the holder no longer."""
+        self._is_taken = False
+
+    def take_again(self) -> None:
+        """Be the holder again, for the one who followed has left."""
+        self._is_taken = True
+        if not self._is_inside:
+            self._let_go()
 
     async def exchange(self, seconds: float) -> bool:
         """Put this slot out of use for a while and wait for another one, before all others.
@@ -460,9 +537,12 @@ class Slot(t.Generic[S]):
         if not self._pool.withhold_slot(seconds):
             return False
         self._is_taken = False
+        await self._take()
+        return True
+
+    async def _take(self) -> None:
         await self._pool.take_slot(self.deadline, first=True)
         self._is_taken = True
-        return True
 
     @property
     def holds_reusable(self) -> bool:
@@ -480,17 +560,27 @@ class Slot(t.Generic[S]):
 
     def drop(self) -> None:
         """Let go of a session that is no good, to open another one in its place."""
+        if self.is_shared:
+            self._let_go()
+            self.session = self._ahead = None
+            return
         session, self.session = self.session, None
         if session is not None:
             self._pool.lose(session)
+        self._ahead = None
 
     def take_idle(self) -> S | None:
-        """Take an idle session, if there is one."""
-        self.session = self._pool.take_idle()
+        """Take an idle session, or the one that is shared, if there is one."""
+        if self._ahead is not None:
+            self.session = self._ahead.session
+        else:
+            self.session = self._pool.take_idle()
         return self.session
 
     async def open(self, opener: Callable[[], Awaitable[S]]) -> S:
         """Open a session and keep it. Raises MailerClosed when the pool ends before it is open."""
+        if not self._is_taken:
+            await self._take()
         self.session = await self._pool.open_session(opener)
         return self.session
 

@@ -1,9 +1,11 @@
 """Drives transactions over a transport: bytes in, bytes out, back-pressure, one timer.
 
-Invariant: at most one transaction at a time, and each ends with an outcome, whatever the transport
-does. The protocol never closes or aborts its transport; ``usable`` says whether another transaction
-may follow. Who waits may leave when the last octet was written: the reply may still come, and
-``unsettled`` is done when it has, or cannot any more.
+Invariant: at most one transaction at a time has octets of its content on the wire and no reply, and
+each ends with an outcome, whatever the transport does. The protocol never closes or aborts its
+transport; ``usable`` says whether another transaction may begin, and ``can_follow`` whether one may
+say its envelope while the reply to the last octet of the one before is on its way. Who waits may
+leave when the last octet was written: the reply may still come, and ``unsettled`` is done when it
+has, or cannot any more.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from amail.smtp.replies import MalformedReply, ReplyReader
 from amail.smtp.stuffing import dot_stuffed
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from amail.smtp.transaction import Transaction
 
@@ -44,10 +46,41 @@ class Waits:
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Readings of the loop's clock: until the last octet is written, and until the reply came."""
+    """Readings of the loop's clock: until the last octet is written, and until the reply came.
+
+    ``seconds`` away they were, to be counted anew where the session is not free yet; 0: they are
+    fixed.
+    """
 
     content: float
     reply: float
+    seconds: float = 0.0
+
+    def counted_from(self, now: float) -> Deadlines:
+        """Return those of a transaction whose turn it is now."""
+        if not self.seconds:
+            return self
+        content = now + self.seconds
+        return Deadlines(content, max(content, self.reply), self.seconds)
+
+    @property
+    def of_waiting(self) -> float:
+        """Until when one may wait for its turn."""
+        return float("inf") if self.seconds else self.content
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A transaction and who waits for it."""
+
+    transaction: Transaction
+    deadlines: Deadlines
+    done: asyncio.Future[None]
+    on_written: Callable[[], None] | None = None
+
+    def wake(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 class SMTPProtocol(asyncio.Protocol):
@@ -63,9 +96,9 @@ class SMTPProtocol(asyncio.Protocol):
         # The timer outlives the caller that set it; what its context holds shall not live on.
         self._context = contextvars.Context()
         self._reader = ReplyReader()
-        self._transaction: Transaction | None = None
-        self._done: asyncio.Future[None] | None = None
-        self._deadlines = Deadlines(0, 0)
+        self._run: _Run | None = None
+        self._next: _Run | None = None
+        self._forsaken = False  # an envelope was written that nobody will send the content of
         self._deadline = 0.0
         self._final_until = 0.0  # that long the final reply is waited for, whoever has left
         self._timer: asyncio.TimerHandle | None = None
@@ -75,6 +108,7 @@ class SMTPProtocol(asyncio.Protocol):
         self._paused = False
         self._broken = False
         self.unsettled: asyncio.Future[None] | None = None
+        self.left_open = False  # the last transaction to end left an envelope behind
         self.connected = True
         self.lost: asyncio.Future[None] = self._loop.create_future()
 
@@ -88,46 +122,105 @@ class SMTPProtocol(asyncio.Protocol):
         """True while replies may come that can be believed."""
         return self.connected and not self._broken and not self._transport.is_closing()
 
-    async def run(self, transaction: Transaction, deadlines: Deadlines) -> None:
+    @property
+    def can_follow(self) -> bool:
+        """True while an envelope can be written behind the last octet of a transaction."""
+        run = self._run
+        return (
+            run is not None
+            and run.transaction.last_octet_written
+            and run.transaction.outcome is None
+            and self._next is None
+            and not self._forsaken
+            and self.usable
+        )
+
+    @property
+    def awaits_reply(self) -> bool:
+        """True while the reply to some last octet may come, whoever waits for it."""
+        run = self._run
+        if run is None or run.transaction.outcome is not None:
+            return False
+        return run.transaction.last_octet_written and self.is_alive
+
+    async def run(
+        self,
+        transaction: Transaction,
+        deadlines: Deadlines,
+        on_written: Callable[[], None] | None = None,
+    ) -> None:
         """Drive a transaction until it has its outcome, or the caller's time is over.
 
-        When this is cancelled, or returns without an outcome, the transaction is left as it stands.
-        Either the protocol is not usable any more, or the final reply may still come: then there is
+        ``on_written`` is called when its last octet is: another one may follow. When this is
+        cancelled, or returns without an outcome, the transaction is left as it stands. Either the
+        protocol is not usable any more, or the final reply may still come: then there is
         ``unsettled``.
         """
-        self._transaction, self._deadlines = transaction, deadlines
-        done = self._done = self._loop.create_future()
+        run = _Run(transaction, deadlines, self._loop.create_future(), on_written)
         try:
-            if not self.usable:
+            if self.can_follow:
+                self._next = run
+                self._write(transaction.begin())
+                self._arm()
+            elif self._is_free() and self.usable:
+                self._run = run
+                self._write(transaction.begin())
+                self._expect(self._waits.command)
+            else:
                 transaction.lost()
                 return
-            self._write(transaction.begin())
-            self._expect(self._waits.command)
-            await done
+            await run.done
         finally:
-            if transaction.outcome is None and transaction.last_octet_written and self.is_alive:
-                self._wait_without_caller()
-            else:
-                self._end_transaction(transaction)
+            self._leave(run)
 
     def settle(self) -> Transaction:
         """Return the transaction whose caller had left. It has its outcome now."""
-        transaction = self._transaction
-        if transaction is None or self.unsettled is None:
+        run = self._run
+        if run is None or self.unsettled is None:
             raise AssertionError("nothing was left behind")
         self.unsettled = None
-        self._end_transaction(transaction)
-        return transaction
+        self._end_run(run)
+        return run.transaction
 
-    def _wait_without_caller(self) -> None:
-        self.unsettled = self._done = self._loop.create_future()
-        self._deadlines = Deadlines(self._final_until, self._final_until)
+    def _is_free(self) -> bool:
+        """Tell whether there is no transaction, or only one that has its outcome."""
+        if self._run is not None and self._run.transaction.outcome is not None:
+            self._end_run(self._run)
+        return self._run is None
+
+    def _leave(self, run: _Run) -> None:
+        transaction = run.transaction
+        if run is self._next:
+            self._next, self._forsaken = None, True
+        elif run is not self._run:
+            return
+        elif transaction.outcome is None and transaction.last_octet_written and self.is_alive:
+            self._wait_without_caller(run)
+        else:
+            self._end_run(run)
+
+    def _wait_without_caller(self, run: _Run) -> None:
+        self._forsake_next()
+        run.on_written = None
+        self.unsettled = run.done = self._loop.create_future()
+        run.deadlines = Deadlines(self._final_until, self._final_until)
         self._expect(self._final_until - self._loop.time())
 
-    def _end_transaction(self, transaction: Transaction) -> None:
-        if transaction.outcome is None or not transaction.in_step or self._reader.pending:
+    def _end_run(self, run: _Run) -> None:
+        transaction = run.transaction
+        is_whole = transaction.outcome is not None and transaction.in_step
+        if not is_whole or self._reader.pending or self._forsaken:
             self._broken = True
-        self._transaction = self._done = self._chunks = None
+        self._run = self._chunks = None
+        self._forsake_next()
+
+    def _forsake_next(self) -> None:
+        """End one that has its envelope written and can have no turn. Nothing of it was sent."""
+        if self._next is not None:
+            run, self._next, self._forsaken = self._next, None, True
+            if run.transaction.outcome is None:
+                run.transaction.lost()
+            run.wake()
 
     async def quit(self) -> None:
         """Say QUIT and wait until the server has closed, or anything else ends the connection."""
@@ -158,11 +251,11 @@ class SMTPProtocol(asyncio.Protocol):
             _logger.debug("a reply without CR at its end, or a space behind its code, was taken")
         last = len(replies) - 1
         for position, (code, raw) in enumerate(replies):
-            if self._transaction is None or self._transaction.outcome is not None:
+            if self._run is None or self._run.transaction.outcome is not None:
                 self._broken = True
                 return
             is_last = position == last and malformed is None and not self._reader.pending
-            self._receive(self._transaction, code, raw, is_last)
+            self._receive(self._run.transaction, code, raw, is_last)
         if malformed is not None:
             self._malformed(malformed)
 
@@ -191,7 +284,7 @@ class SMTPProtocol(asyncio.Protocol):
     def _receive(self, transaction: Transaction, code: int, raw: bytes, is_last: bool) -> None:
         octets = transaction.receive(code, raw)
         if transaction.outcome is not None:
-            self._look()
+            self._conclude()
         elif not is_last and (octets or transaction.stage == "body"):
             # A reply that came before its command was written is the reply to something else.
             self._malformed("there are more replies than commands")
@@ -202,11 +295,25 @@ class SMTPProtocol(asyncio.Protocol):
                 self._write(octets)
             self._expect(self._waits.data if transaction.stage == "data" else self._waits.command)
 
+    def _conclude(self) -> None:
+        """Wake the one who waits. Then it is the turn of the one whose envelope was written."""
+        run, following = self._run, self._next
+        if run is None:
+            return
+        self.left_open = run.transaction.left_open
+        run.wake()
+        if following is None or self.unsettled is not None or not run.transaction.in_step:
+            self._forsake_next()
+            return
+        self._run, self._next = following, None
+        following.deadlines = following.deadlines.counted_from(self._loop.time())
+        self._expect(self._waits.command)
+
     def _malformed(self, reason: str) -> None:
         self._broken = True
-        if self._transaction is not None and self._transaction.outcome is None:
-            self._transaction.malformed(reason)
-            self._look()
+        if self._run is not None and self._run.transaction.outcome is None:
+            self._run.transaction.malformed(reason)
+            self._conclude()
 
     def _begin_content(self, transaction: Transaction) -> None:
         content = transaction.content
@@ -229,9 +336,10 @@ class SMTPProtocol(asyncio.Protocol):
 
     def _send_content(self) -> None:
         """Write chunks as long as the transport takes them, then the dot as a write of its own."""
-        transaction, chunks = self._transaction, self._chunks
-        if transaction is None or chunks is None or transaction.outcome is not None:
+        run, chunks = self._run, self._chunks
+        if run is None or chunks is None or run.transaction.outcome is not None:
             return
+        transaction = run.transaction
         until = self._written + _TURN
         while not self._paused and self._written < until:
             try:
@@ -265,6 +373,8 @@ class SMTPProtocol(asyncio.Protocol):
         self._write(octets)
         self._final_until = self._loop.time() + self._waits.final
         self._expect(self._waits.final)
+        if self._run is not None and self._run.on_written is not None:
+            self._run.on_written()
 
     def _content_failed(self, transaction: Transaction, cause: Exception | None = None) -> None:
         if isinstance(cause, MailError):
@@ -274,18 +384,13 @@ class SMTPProtocol(asyncio.Protocol):
             error.__cause__ = cause
         transaction.content_failed(error)
         self._broken = True
-        self._look()
+        self._conclude()
 
     def _end(self) -> None:
         self.connected = False
-        if self._transaction is not None and self._transaction.outcome is None:
-            self._transaction.lost(self._reader.pending)
-            self._look()
-
-    def _look(self) -> None:
-        """Wake the one who waits if there is an outcome."""
-        if self._done is not None and not self._done.done():
-            self._done.set_result(None)
+        if self._run is not None and self._run.transaction.outcome is None:
+            self._run.transaction.lost(self._reader.pending)
+            self._conclude()
 
     def _write(self, octets: bytes) -> None:
         self._transport.write(octets)
@@ -295,38 +400,49 @@ class SMTPProtocol(asyncio.Protocol):
 
     def _expect(self, seconds: float) -> None:
         """Something is to happen within that time."""
-        transaction = self._transaction
-        is_written = transaction is not None and transaction.last_octet_written
-        limit = self._deadlines.reply if is_written else self._deadlines.content
+        run = self._run
+        if run is None:
+            return
+        is_written = run.transaction.last_octet_written
+        limit = run.deadlines.reply if is_written else run.deadlines.content
         self._deadline = min(self._loop.time() + seconds, limit)
-        if self._timer is None or self._timer.when() > self._deadline:
+        self._arm()
+
+    def _arm(self) -> None:
+        due = self._deadline
+        if self._next is not None:
+            due = min(due, self._next.deadlines.of_waiting)
+        if self._timer is None or self._timer.when() > due:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._on_timer, context=self._context)
+            self._timer = self._loop.call_at(due, self._on_timer, context=self._context)
 
     def _on_timer(self) -> None:
         self._timer = None
-        transaction = self._transaction
-        if transaction is None or transaction.outcome is not None:
+        run, now = self._run, self._loop.time()
+        if run is None or run.transaction.outcome is not None:
             return
-        if self._loop.time() < self._deadline or self._body_moves(transaction):
-            self._timer = self._loop.call_at(self._deadline, self._on_timer, context=self._context)
+        if self._next is not None and now >= self._next.deadlines.of_waiting:
+            self._next.transaction.timed_out()
+            self._forsake_next()
+        if now < self._deadline or self._body_moves(run):
+            self._arm()
             return
-        has_caller = transaction.last_octet_written and self.unsettled is None
-        if has_caller and self._loop.time() < self._final_until:
-            self._look()  # it is the caller's time only that is over
+        has_caller = run.transaction.last_octet_written and self.unsettled is None
+        if has_caller and now < self._final_until:
+            run.wake()  # it is the caller's time only that is over
             return
-        transaction.timed_out()
+        run.transaction.timed_out()
         self._broken = True
-        self._look()
+        self._conclude()
 
-    def _body_moves(self, transaction: Transaction) -> bool:
+    def _body_moves(self, run: _Run) -> bool:
         """Tell whether octets of the content left since this was last asked, and wait on if so."""
-        if transaction.stage != "body":
+        if run.transaction.stage != "body":
             return False
         unsent, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         now = self._loop.time()
-        if self._unsent < unsent and now < self._deadlines.content:
-            self._deadline = min(now + self._waits.data, self._deadlines.content)
+        if self._unsent < unsent and now < run.deadlines.content:
+            self._deadline = min(now + self._waits.data, run.deadlines.content)
             return True
         return False

@@ -22,7 +22,7 @@ import re
 import socket
 import ssl
 import typing as t
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import aiosmtplib
 
@@ -49,6 +49,8 @@ from amail.smtp.transaction import Transaction
 from amail.transports.server_info import Certificate, ServerInfo
 
 if t.TYPE_CHECKING:
+    from collections.abc import Callable
+
     from amail.envelope import Envelope
     from amail.errors import Outcome, SendError, Stage
     from amail.mime import Content
@@ -70,6 +72,18 @@ _PRIVATE = [
 _NO_EHLO = frozenset({500, 502, 504})
 
 
+@dataclass(slots=True)
+class Way:
+    """Until when a message may take, who hears that its last octet is written, and its ``fate``.
+
+    The latter is for who left, and holds what became of it as far as is known.
+    """
+
+    deadlines: Deadlines
+    on_written: Callable[[], None] | None = None
+    fate: Outcome = "not_sent"
+
+
 class Session:
     """An open session. Used by one task at a time; only its pool keeps it."""
 
@@ -86,8 +100,6 @@ class Session:
         self._socket = sock
         self._pipelining = settings.pipelining
         self._left = settings.max_messages or None
-        self._reset_first = False
-        self.fate: Outcome = "not_sent"
         self._warned_of_dsn = False
         self.info = ServerInfo(self.relay)
         loop = asyncio.get_running_loop()
@@ -117,35 +129,42 @@ class Session:
         """Done when the reply has come that a caller did not wait for; None if there is none."""
         return self._protocol.unsettled
 
-    async def send(self, envelope: Envelope, content: Content, deadlines: Deadlines) -> Receipt:
+    @property
+    def can_follow(self) -> bool:
+        """True while another message may begin before the reply to the last one has come."""
+        return self._pipelining and self.extensions.pipelining and self._protocol.can_follow
+
+    async def send(self, envelope: Envelope, content: Content, way: Way) -> Receipt:
         """Run one transaction. Raises MailError; only a proven clean session stays reusable.
 
-        Cancelling this aborts the session at once, unless the last octet was written: then the
-        reply may still come (``unsettled``, ``settle``). A note on the CancelledError says what is
-        known of the message, and so does ``fate``.
+        Cancelling this aborts the session at once, unless the reply may still come to what was
+        written last (``unsettled``, ``settle``), or the one before awaits its own. A note on the
+        CancelledError says what is known of the message, and so does ``way.fate``.
         """
-        self.fate = "not_sent"
+        way.fate = "not_sent"
+        is_second = self.can_follow
         transaction = Transaction(
             envelope,
             content,
             self.extensions,
             pipelined=self._pipelining,
-            reset_first=self._reset_first,
+            reset_first=self._protocol.left_open and not is_second,
             relay=self.relay,
         )
         if self._left is not None:
             self._left -= 1
         self._warn_of_dsn(envelope)
         try:
-            await self._protocol.run(transaction, deadlines)
+            await self._protocol.run(transaction, way.deadlines, way.on_written)
         except BaseException as error:
-            if self.unsettled is None:
+            is_whole = transaction.outcome is not None and transaction.in_step
+            if not is_whole and not self._protocol.awaits_reply:
                 self.abort()
-            self.fate = _fate(transaction)
+            way.fate = _fate(transaction)
             _say_what_is_known(error, transaction)
             raise
-        if self.unsettled is not None:
-            self.fate = "unknown"
+        if transaction.outcome is None:
+            way.fate = "unknown"
             raise transaction.unknown("no reply came in time")
         outcome = self._conclude(transaction)
         if isinstance(outcome, Receipt):
@@ -159,12 +178,10 @@ class Session:
 
     def settle(self) -> Receipt | MailError:
         """Return what the message came to whose caller had left."""
-        self.fate = "not_sent"
         return self._conclude(self._protocol.settle())
 
     def _conclude(self, transaction: Transaction) -> Receipt | MailError:
-        self._reset_first = transaction.left_open
-        if not transaction.in_step:
+        if not transaction.in_step and not self._protocol.awaits_reply:
             self.abort()
         if transaction.outcome is None:
             raise AssertionError("a transaction ended without an outcome")

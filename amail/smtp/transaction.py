@@ -227,6 +227,11 @@ class Transaction:
             if not self._taken_by_nobody:
                 self.stage = "body"
                 return b""
+            if len(self._refused) < len(self._envelope.forward_paths):
+                # It took recipients without the sender: under which one would the dot go out?
+                self.in_step = False
+                self._reject_envelope()
+                return b""
             # Nobody would get it, so it ends before it begins.
             self._commands.append(commands.DOT)
             self._in_group += 1

@@ -40,10 +40,10 @@ from amail.smtp.pace import Pace
 from amail.smtp.parts import Parts, is_due_later
 from amail.smtp.pool import Pool
 from amail.smtp.protocol import Deadlines
-from amail.smtp.session import Session, open_session
+from amail.smtp.session import Session, Way, open_session
 from amail.smtp.settings import check_seconds
 from amail.smtp.tls import client_context
-from amail.transports.base import PoolStats
+from amail.transports.base import PoolStats, reply_until, when_written
 
 if t.TYPE_CHECKING:
     import ssl
@@ -204,14 +204,15 @@ class SMTPTransport:
         earlier: Parts | None = None,
     ) -> Receipt:
         """Send to the recipients of one transaction, over whatever session becomes free."""
-        slot = pool.slot(limit)
+        written = when_written.get()
+        slot, way = pool.slot(limit, shares=written is not None), Way(self._deadlines(limit))
         try:
             async with slot:
-                return await self._send(slot, envelope, content)
+                return await self._send(slot, envelope, content, way)
         except MailError:
             raise
         except BaseException as error:
-            fate: Outcome = "not_sent" if slot.session is None else slot.session.fate
+            fate = way.fate
             if earlier is not None:
                 error.add_note(f"{content.message_id}: {earlier}")
                 fate = "accepted" if fate == "not_sent" else fate
@@ -229,18 +230,20 @@ class SMTPTransport:
                 parts.failed(part, error)
         return parts.receipt()
 
-    async def _send(self, slot: Slot[Session], envelope: Envelope, content: Content) -> Receipt:
-        deadlines = self._deadlines(slot.deadline)
+    async def _send(
+        self, slot: Slot[Session], envelope: Envelope, content: Content, way: Way
+    ) -> Receipt:
+        way.deadlines = self._deadlines(slot.deadline)
         attempts = 1
         session = slot.take_idle()
         while True:
-            reused = session is not None
+            reused, shared = session is not None, slot.is_shared
             try:
-                receipt = await self._send_at_its_pace(slot, envelope, content, deadlines)
+                receipt = await self._send_at_its_pace(slot, envelope, content, way)
             except NotSent as error:
                 if _too_many(error) and await slot.exchange(_BUSY_SECONDS):
                     _logger.info("%s takes no further session; one fewer now", self.settings.relay)
-                    deadlines = self._deadlines(slot.deadline)
+                    way.deadlines = self._deadlines(slot.deadline)
                     session = slot.take_idle()
                     continue
                 if reused and _was_stale(error):
@@ -248,10 +251,12 @@ class SMTPTransport:
                     self._reconnects += 1
                 elif attempts < _ATTEMPTS and _may_help_at_once(error):
                     attempts += 1
-                    await _pause(deadlines)
+                    await _pause(way.deadlines)
                 else:
                     raise
-                if asyncio.get_running_loop().time() >= deadlines.content:
+                if shared:  # only now it is its own turn
+                    way.deadlines = self._deadlines(slot.deadline)
+                if asyncio.get_running_loop().time() >= way.deadlines.content:
                     raise
             else:
                 return receipt if attempts == 1 else replace(receipt, attempts=attempts)
@@ -259,21 +264,22 @@ class SMTPTransport:
             session = None
 
     async def _send_at_its_pace(
-        self, slot: Slot[Session], envelope: Envelope, content: Content, deadlines: Deadlines
+        self, slot: Slot[Session], envelope: Envelope, content: Content, way: Way
     ) -> Receipt:
         """Send over the slot's session or a new one, again where the server asks to slow down."""
         with self._pace.turn() as turn:
+            way.on_written = functools.partial(self._written, slot, turn, when_written.get())
             while True:
-                await self._enter(turn, deadlines)
+                await self._enter(turn, way.deadlines)
                 is_fresh = slot.session is None
                 try:
-                    session = slot.session or await self._open(slot, deadlines)
-                    receipt = await session.send(envelope, content, deadlines)
+                    session = slot.session or await self._open(slot, way.deadlines)
+                    receipt = await session.send(envelope, content, way)
                 except (SenderRejected, ServerBusy) as error:
                     # A 421 on a session that was used before may be about that one alone.
                     is_told = _asks_to_slow_down(error) and (is_fresh or slot.holds_reusable)
                     if not is_told or not turn.was_told_to_slow_down(
-                        deadlines.content, others_wait=slot.others_wait
+                        way.deadlines.content, others_wait=slot.others_wait
                     ):
                         raise
                     _logger.info("%s asks to slow down: %s", self.settings.relay, error.reply)
@@ -285,6 +291,16 @@ class SMTPTransport:
                     turn.leave()
                 if not slot.holds_reusable:
                     slot.drop()
+
+    def _written(self, slot: Slot[Session], turn: Turn, tell: Callable[[], None] | None) -> None:
+        """Let the next one begin, there being nothing left to do for this one but to wait."""
+        if tell is None:
+            return
+        turn.leave()
+        session = slot.session
+        if session is not None and session.can_follow and session.reusable:
+            slot.offer()
+        tell()
 
     async def _enter(self, turn: Turn, deadlines: Deadlines) -> None:
         try:
@@ -311,10 +327,14 @@ class SMTPTransport:
 
     def _deadlines(self, limit: float | None) -> Deadlines:
         """Work out, the slot being held now, until when the content and its reply may take."""
+        now = asyncio.get_running_loop().time()
         if limit is not None:
-            return Deadlines(limit, limit)
-        until = asyncio.get_running_loop().time() + self._timeout
-        return Deadlines(until, until if self._timeout_covers_reply else float("inf"))
+            later = reply_until.get()
+            reply = limit if later is None else max(limit, now + (later - time.monotonic()))
+            return Deadlines(limit, reply)
+        until = now + self._timeout
+        reply = until if self._timeout_covers_reply else float("inf")
+        return Deadlines(until, reply, self._timeout)
 
     async def _tls_context(self) -> ssl.SSLContext | None:
         if self.settings.effective_tls == "none":

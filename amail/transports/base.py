@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing as t
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 
 from amail.transports.server_info import ServerInfo
@@ -17,6 +18,20 @@ if t.TYPE_CHECKING:
 
     OnResolved = Callable[[Receipt | MailError], object]
     """Told what became of a message that had been unknown."""
+
+when_written: ContextVar[Callable[[], None] | None] = ContextVar("when_written", default=None)
+"""Set by who sends many: called when the last octet is written, and only the reply is missing.
+
+There the next message can follow over the same session, which takes one round trip less. A
+transport that does not call it is asked for the next one when it has sent this one.
+"""
+
+reply_until: ContextVar[float | None] = ContextVar("reply_until", default=None)
+"""Set by who gives a transport a part of the time only: until when the last reply may take.
+
+A reading of ``time.monotonic()``, later than the ``deadline``. Once the last octet is written
+nobody else can be asked, so that ending the wait at the deadline would only make it unknown.
+"""
 
 
 @t.runtime_checkable

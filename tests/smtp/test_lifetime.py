@@ -174,8 +174,8 @@ def _is_answered(task: asyncio.Task[Receipt]) -> bool:
     coroutine: t.Any = task.get_coro()
     while hasattr(coroutine.cr_await, "cr_await"):
         coroutine = coroutine.cr_await
-    done = coroutine.cr_frame.f_locals.get("done")
-    return done is not None and bool(done.done())
+    run = coroutine.cr_frame.f_locals.get("run")
+    return run is not None and bool(run.done.done())
 
 
 async def test_a_closed_transport_says_what_became_of_each_send(musts: Musts) -> None:

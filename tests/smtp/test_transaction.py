@@ -527,6 +527,15 @@ def test_354_for_nobody_gets_a_lone_dot_and_no_content() -> None:
     assert not transaction.last_octet_written
 
 
+def test_354_for_recipients_that_were_taken_without_the_sender_gets_no_octet() -> None:
+    """Some servers keep the envelope before: the lone dot would be a message to its recipients."""
+    transaction = begun(BOB, extensions=ALL)
+    assert answer(transaction, "503 5.5.1 nested MAIL", "250 ok", "354 go") == b""
+    error = failed(transaction)
+    assert error.outcome == "not_sent"
+    assert not transaction.in_step
+
+
 @pytest.mark.parametrize("extensions", [NONE, ALL])
 def test_f52_one_refusal_where_all_are_needed_refuses_the_message_before_data(
     extensions: Extensions,
