@@ -102,6 +102,7 @@ class SMTPProtocol(asyncio.Protocol):
         self._deadline = 0.0
         self._final_until = 0.0  # that long the final reply is waited for, whoever has left
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
         self._chunks: Iterator[bytes] | None = None
         self._written = 0  # octets of the content, before dot-stuffing
         self._unsent = 0  # octets that waited in the transport when last looked at
@@ -412,10 +413,11 @@ class SMTPProtocol(asyncio.Protocol):
         due = self._deadline
         if self._next is not None:
             due = min(due, self._next.deadlines.of_waiting)
-        if self._timer is None or self._timer.when() > due:
+        if self._timer is None or self._timer_due > due:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = self._loop.call_at(due, self._on_timer, context=self._context)
+            self._timer_due = due  # uvloop's handles do not tell
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -9,17 +9,22 @@ import asyncio
 import gc
 import ssl
 import sys
+import typing as t
 import warnings
 
 import pytest
 import trustme
 
 from amail import Mailer
-from amail.errors import DeliveryUnknown, RecipientsRejected
+from amail.errors import DeliveryUnknown, RecipientsRejected, SendTimeout
+from amail.smtp.extensions import Extensions
+from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
+from amail.smtp.transaction import Transaction
 from amail.testing import OK, FaultServer, Hang
 from tests.loops import LOOPS
 from tests.messages import tokened
 from tests.musts import PASSWORD
+from tests.transports.ends import letter
 
 
 def loops() -> list[str]:
@@ -79,3 +84,33 @@ def test_c37_a_mailer_lives_in_any_loop(name: str) -> None:
         warnings.simplefilter("error")
         runner.run(a_mailers_life())
         gc.collect()
+
+
+class Prompt(asyncio.Transport):
+    """Answers MAIL and RCPT before the write has returned."""
+
+    protocol: SMTPProtocol
+
+    def write(self, data: t.Any) -> None:
+        if bytes(data).startswith(b"MAIL"):
+            self.protocol.data_received(b"250 ok\r\n250 ok\r\n")
+
+    def is_closing(self) -> bool:
+        return False
+
+
+async def a_transaction_whose_deadline_has_passed() -> None:
+    transport = Prompt()
+    transport.protocol = SMTPProtocol(transport, Waits(60, 60, 60))
+    envelope, content = letter()
+    transaction = Transaction(envelope, content, Extensions(pipelining=True), pipelined=True)
+    now = asyncio.get_running_loop().time()
+    await transport.protocol.run(transaction, Deadlines(now, now))
+    assert isinstance(transaction.outcome, SendTimeout)
+
+
+@pytest.mark.parametrize("name", loops())
+def test_a_deadline_that_has_passed_is_kept_in_any_loop(name: str) -> None:
+    """uvloop's handle of a timer that is due at once cannot be asked when that is."""
+    with asyncio.Runner(loop_factory=LOOPS[name]) as runner:
+        runner.run(a_transaction_whose_deadline_has_passed())
