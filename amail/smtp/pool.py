@@ -196,7 +196,7 @@ class Pool(t.Generic[S]):
             raise _closed_error()
         if deadline is not None and self.loop.time() >= deadline:
             raise _late_error()
-        if shares and self._offered and not self._idle:
+        if shares and self._offered and not self._idle and not self._waiters:
             ahead = self._offered.pop(0)
             ahead.hand_on()
             return ahead

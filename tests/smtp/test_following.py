@@ -131,6 +131,27 @@ async def test_gather_says_an_envelope_when_the_message_before_has_its_reply(
     assert sum(isinstance(each, Exception) for each in results) == 1
 
 
+async def test_who_sends_one_message_beside_very_many_is_served_in_its_turn(musts: Musts) -> None:
+    sent = 0
+
+    async def bulk(mailer: Mailer) -> None:
+        nonlocal sent
+        endless = (Message("Hi", ["bob@example.org"], "Hi", sender=ADA) for _ in range(10_000))
+        async for _ in mailer.send_many(endless):
+            sent += 1
+
+    async with FaultServer() as server, Mailer(server.url, max_connections=2) as mailer:
+        musts.watch(server)
+        task = asyncio.create_task(bulk(mailer))
+        await server.until(lambda: len(server.messages) > 20)
+        for _ in range(5):
+            before = sent
+            await musts.outcome_of(mailer.send(tokened(token := musts.token())), token=token)
+            assert sent - before <= 10
+        task.cancel()
+        await asyncio.wait({task})
+
+
 # What happens to one does not happen to the next
 
 
