@@ -264,7 +264,9 @@ def test_n5_no_refused_url_shows_the_password(url: str, maker: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [each for each in REFUSED_OPTIONS if "canary" not in repr(each)], ids=repr
+    "wrong",
+    [each for each in REFUSED_OPTIONS if "canary" not in repr(each)],
+    ids=" ".join,
 )
 def test_n5_settings_replaced_by_refused_ones_show_no_password(wrong: dict[str, t.Any]) -> None:
     settings = SMTPSettings("mail.test", username="ada", password=HARD)

@@ -41,8 +41,9 @@ class Server:
     limit: int
     window: float
     never: set[int] = field(default_factory=set)
-    taken: list[float] = field(default_factory=list)
+    taken: int = 0
     refused: int = 0
+    began: float = 0.0
     inside: int = 0
     most: int = 0
 
@@ -54,23 +55,26 @@ class Server:
         if number in self.never or not self.has_room():
             self.refused += 1
             return False
-        self.taken.append(now())
+        self.taken += 1
         return True
 
     def has_room(self) -> bool:
-        window = [each for each in self.taken if each // self.window == now() // self.window]
-        return len(window) < self.limit
+        if now() // self.window != self.began:
+            self.began, self.taken = now() // self.window, 0
+        return self.taken < self.limit
 
 
 class Bucket(Server):
     """Takes ``limit`` at once, and as many within each ``window``, evenly."""
 
+    left: float | None = None
+
     def has_room(self) -> bool:
-        left, seen = float(self.limit), 0.0
-        for each in [*self.taken, now()]:
-            left = min(self.limit, left + (each - seen) * self.limit / self.window) - 1
-            seen = each
-        return left >= 0
+        """Fill up for the time since it was last asked, then spend what was taken."""
+        left = float(self.limit) if self.left is None else self.left - self.taken
+        self.left = min(self.limit, left + (now() - self.began) * self.limit / self.window)
+        self.began, self.taken = now(), 0
+        return self.left >= 1
 
 
 async def deliver(
