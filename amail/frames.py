@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import typing as t
 
-def drop_frames(error: BaseException) -> None:
-    """Take the frames out of an exception and of all it came from; types and texts stay."""
+if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def with_origins(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and all it came from: causes, contexts, those in groups."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -12,10 +17,16 @@ def drop_frames(error: BaseException) -> None:
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
-        each.__traceback__ = None
+        yield each
         waiting += [each.__cause__, each.__context__]
         if isinstance(each, BaseExceptionGroup):
             waiting += each.exceptions
+
+
+def drop_frames(error: BaseException) -> None:
+    """Take the frames out of an exception and of all it came from; types and texts stay."""
+    for each in with_origins(error):
+        each.__traceback__ = None
 
 
 def first_place(error: BaseException) -> str:

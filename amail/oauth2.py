@@ -9,25 +9,30 @@ Invariant: no repr, log record or text of an error here holds a token or a clien
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import contextvars
 import functools
 import ipaddress
+import json
 import logging
 import re
 import ssl
 import time
 import typing as t
 from collections.abc import Awaitable, Callable, Mapping
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 from amail.errors import AuthenticationError, ConfigError
-from amail.frames import drop_frames
+from amail.frames import drop_frames, with_origins
 from amail.https import post_form
+from amail.secret import quotes
 from amail.smtp.settings import check_seconds
 from amail.text import printable
 
 if t.TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from amail.smtp.settings import TokenSource
 
 Fetch: t.TypeAlias = Callable[[str, Mapping[str, str]], Awaitable[Mapping[str, t.Any]]]
@@ -36,6 +41,7 @@ Fetch: t.TypeAlias = Callable[[str, Mapping[str, str]], Awaitable[Mapping[str, t
 _logger = logging.getLogger("amail")
 
 _MOST_SECONDS = 86_400.0
+_LONGEST_TEXT = 4000
 _VISIBLE = re.compile(r"[ -~]+")
 _LATER = frozenset({"temporarily_unavailable", "server_error"})
 
@@ -100,6 +106,7 @@ class RefreshToken:
         self._url = token_url
         self._client_id, self._client_secret = client_id, client_secret
         self._refresh_token = refresh_token
+        self._former: str | None = None  # which another loop may be asking with
         self._scope = scope
         self._early, self._timeout = early, timeout
         self._rotated = rotated
@@ -145,7 +152,7 @@ class RefreshToken:
         self._kept = token, asked_at + _seconds_in(answer) - self._early
         renewed = answer.get("refresh_token")
         if isinstance(renewed, str) and renewed not in {"", self._refresh_token}:
-            self._refresh_token = renewed
+            self._former, self._refresh_token = self._refresh_token, renewed
             await self._hand_over(renewed)
         return token
 
@@ -153,13 +160,21 @@ class RefreshToken:
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await self._fetch(self._url, self._form())
-        except TimeoutError as error:
-            text = f"no answer within {self._timeout:g} s"
-            raise self._failed(text, retryable=True) from error
         except Exception as error:
-            later = isinstance(error, OSError) and not isinstance(error, ssl.CertificateError)
-            text = f"{type(error).__name__}: {error}"
-            raise self._failed(text, retryable=later) from error
+            failed = self._failure_of(error)
+            if not any(map(self._quotes_secrets, _texts(error))):
+                raise failed from error
+        else:
+            return self._checked(answer)
+        raise failed  # out here, where what quotes our secrets is no context of it
+
+    def _failure_of(self, error: Exception) -> AuthenticationError:
+        if isinstance(error, TimeoutError):
+            return self._failed(f"no answer within {self._timeout:g} s", retryable=True)
+        later = isinstance(error, OSError) and not isinstance(error, ssl.CertificateError)
+        return self._failed(f"{type(error).__name__}: {error}", retryable=later)
+
+    def _checked(self, answer: object) -> Mapping[str, t.Any]:
         if not isinstance(answer, Mapping):
             raise self._failed("the answer is no JSON object")
         return answer
@@ -199,10 +214,42 @@ class RefreshToken:
             _logger.error(text, self._host, type(error).__name__)  # noqa: TRY400 - frames hold it
 
     def _failed(self, text: str, *, retryable: bool = False) -> AuthenticationError:
-        for secret in (self._refresh_token, self._client_secret):
-            text = text.replace(secret, "<redacted>") if secret else text
-        text = f"{self._host} gave no access token: {printable(text)}"
+        text = f"{self._host} gave no access token: {printable(self._redacted(text))}"
         return AuthenticationError(text, stage="auth", retryable=retryable)
+
+    def _redacted(self, text: str) -> str:
+        text = text[:_LONGEST_TEXT]
+        for form in self._forms_of_secrets():
+            text = text.replace(form, "<redacted>")
+        return "<not shown: it quotes our secrets>" if self._quotes_secrets(text) else text
+
+    def _quotes_secrets(self, text: str) -> bool:
+        if len(text) > _LONGEST_TEXT:  # it would take too long to look through
+            return True
+        text = text.lower()
+        return any(quotes(text, form.lower()) for form in self._forms_of_secrets())
+
+    def _forms_of_secrets(self) -> list[str]:
+        """Return how the secrets of the form may be quoted, the longest first."""
+        forms = set()
+        for secret in (self._refresh_token, self._former, self._client_secret):
+            if secret:
+                forms |= {secret, quote(secret, ""), quote_plus(secret), quote(secret)}
+                forms |= {json.dumps(secret)[1:-1], repr(secret)[1:-1], _in_base64(secret)}
+        if self._client_secret:  # as in HTTP Basic
+            forms.add(_in_base64(f"{self._client_id}:{self._client_secret}"))
+        return sorted(forms, key=len, reverse=True)
+
+
+def _texts(error: BaseException) -> Iterator[str]:
+    """Yield what can be read of an exception and of all it came from."""
+    for each in with_origins(error):
+        yield str(each)
+        yield from map(str, getattr(each, "__notes__", ()))
+
+
+def _in_base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode().rstrip("=")
 
 
 def _seconds_in(answer: Mapping[str, t.Any]) -> float:

@@ -144,7 +144,7 @@ class Portal:
         """Have something awaited on the portal's loop before that ends, while calls still run.
 
         It is what ends the calls that were not done in time, such as ``transport.aclose``. Belongs
-        to this process: say it again after a fork.
+        to this process: say it again after a fork. Each is awaited in a task of its own.
         """
         with self._running_loop():
             self._closers.append(closer)

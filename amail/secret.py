@@ -15,6 +15,8 @@ from amail.frames import drop_frames
 if t.TYPE_CHECKING:
     from collections.abc import Callable
 
+_TELLING = 8
+
 P = t.ParamSpec("P")
 R = t.TypeVar("R")
 
@@ -37,6 +39,14 @@ class Secret(str):
         raise TypeError(
             "a password is not pickled; make settings and mailers in the process that uses them"
         )
+
+
+def quotes(text: str, secret: str) -> bool:
+    """Tell whether a part of a secret that is long enough to matter stands in a text."""
+    width = min(len(secret), _TELLING)
+    return bool(secret) and any(
+        secret[i : i + width] in text for i in range(len(secret) - width + 1)
+    )
 
 
 def hides_arguments(call: Callable[P, R]) -> Callable[P, R]:

@@ -10,8 +10,8 @@ from amail.errors import UsageError
 from amail.mailer import Mailer
 from amail.portal import Portal
 from amail.secret import hides_arguments
-from amail.smtp.transport import SMTPTransport
 from amail.threads import loop_is_running
+from amail.transports.base import drain_seconds
 
 if t.TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -147,9 +147,8 @@ def _closer(mailer: Mailer) -> Callable[[], Awaitable[None]]:
 
     async def close() -> None:
         transport = reference()
-        if isinstance(transport, SMTPTransport):
-            await transport.aclose(drain=0)
-        elif transport is not None:
+        if transport is not None:
+            drain_seconds.set(0.0)  # in this task; the portal has drained
             await transport.aclose()
 
     return close

@@ -6,10 +6,12 @@ The endpoint is a real HTTP server.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import contextvars
 import copy
 import gc
+import json
 import logging
 import pickle
 import socket
@@ -18,6 +20,7 @@ import threading
 import time
 import traceback
 import typing as t
+import urllib.parse
 import weakref
 
 import pytest
@@ -457,11 +460,10 @@ class BrokenError(Exception):
     ("error", "text", "retryable"),
     [
         (BrokenError("no route"), "BrokenError: no route", False),
-        (BrokenError(f"body was {REFRESH}"), "BrokenError: body was <redacted>", False),
         (OSError("no route"), "OSError: no route", True),
     ],
 )
-async def test_f36_what_a_fetch_of_ones_own_raises_is_told_without_our_secrets(
+async def test_f36_what_a_fetch_of_ones_own_raises_is_told_and_is_the_cause(
     error: Exception, text: str, retryable: bool
 ) -> None:
     async def fetch(url: str, form: Mapping[str, str]) -> t.NoReturn:
@@ -473,6 +475,123 @@ async def test_f36_what_a_fetch_of_ones_own_raises_is_told_without_our_secrets(
     assert caught.value.retryable is retryable
     assert caught.value.__cause__ is error
     assert error.__traceback__ is None
+
+
+ODD = {"refresh_token": "refresh/token+of=ours~1", "client_secret": "client secret&more/2"}
+"""Secrets that look different wherever they are quoted."""
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        lambda secret: f"body was {secret}",
+        lambda secret: f"body was {urllib.parse.urlencode({'it': secret})}",
+        lambda secret: f"body was {urllib.parse.quote(secret)}",
+        lambda secret: f"body was {urllib.parse.quote_plus(secret).lower()}",
+        lambda secret: f"body was {json.dumps({'it': secret})}",
+        lambda secret: f"Basic {base64.b64encode(secret.encode()).decode()}",
+        lambda secret: f"it began with {secret[:10]}",
+        lambda secret: f"it ended with {urllib.parse.quote_plus(secret)[-10:]}",
+    ],
+    ids=["plain", "form", "path", "lower", "json", "base64", "beginning", "end"],
+)
+async def test_f36_an_endpoint_that_quotes_a_secret_does_not_get_it_into_an_error(
+    name: str, quoted: t.Callable[[str], str]
+) -> None:
+    text = quoted(ODD[name])
+
+    async def fetch(url: str, form: Mapping[str, str]) -> Mapping[str, t.Any]:
+        return {"error": "invalid_request", "error_description": text}
+
+    source = RefreshToken("https://id.test/token", "our-client", **ODD, fetch=fetch)
+    with pytest.raises(AuthenticationError) as caught:
+        await source()
+    shown = urllib.parse.unquote_plus(str(caught.value))
+    assert "<redacted>" in shown or "<not shown" in shown
+    assert not any(ODD[name][i : i + 8] in shown for i in range(len(ODD[name]) - 7))
+    assert text[6:] not in str(caught.value)
+
+
+async def test_f36_credentials_of_http_basic_are_not_shown() -> None:
+    basic = base64.b64encode(f"our-client:{ODD['client_secret']}".encode()).decode()
+
+    async def fetch(url: str, form: Mapping[str, str]) -> Mapping[str, t.Any]:
+        return {"error": f"Authorization: Basic {basic}"}
+
+    source = RefreshToken("https://id.test/token", "our-client", **ODD, fetch=fetch)
+    with pytest.raises(AuthenticationError, match="Authorization: Basic <redacted>"):
+        await source()
+
+
+def chained(error: BaseException) -> BaseException:
+    try:
+        try:
+            raise error
+        except BaseException as cause:
+            raise BrokenError("could not post") from cause
+    except BrokenError as outer:
+        return outer
+
+
+def in_context(error: BaseException) -> BaseException:
+    try:
+        try:
+            raise error
+        except BaseException:
+            raise BrokenError("could not post") from None
+    except BrokenError as outer:
+        return outer
+
+
+def noted(error: BaseException) -> BaseException:
+    outer = BrokenError("could not post")
+    outer.add_note(str(error))
+    return outer
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda error: error,
+        chained,
+        in_context,
+        noted,
+        lambda error: ExceptionGroup("could not post", [error]),
+        lambda error: BrokenError("could not post", {"form": str(error)}),
+        lambda error: BrokenError("x" * 100_000 + str(error)),
+    ],
+    ids=["itself", "cause", "context", "note", "group", "arguments", "far_behind"],
+)
+@pytest.mark.parametrize("written", [str, urllib.parse.quote_plus])
+async def test_f36_an_exception_that_quotes_a_secret_is_no_cause_and_no_context(
+    wrapped: t.Callable[[BaseException], BaseException], written: t.Callable[[str], str]
+) -> None:
+    async def fetch(url: str, form: Mapping[str, str]) -> t.NoReturn:
+        raise wrapped(ValueError(f"body was {written(form['refresh_token'])}"))
+
+    source = RefreshToken("https://id.test/token", "our-client", **ODD, fetch=fetch)
+    with pytest.raises(AuthenticationError) as caught:
+        await source()
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    told = "".join(traceback.format_exception(caught.value))
+    assert written(ODD["refresh_token"]) not in told
+    assert "id.test gave no access token: " in told
+
+
+async def test_f36_a_refresh_token_that_was_replaced_meanwhile_is_not_shown_either() -> None:
+    answers: list[Mapping[str, t.Any]] = [
+        {"access_token": ACCESS, "refresh_token": "another-refresh-token"},
+        {"error": "invalid_grant", "error_description": f"{ODD['refresh_token']} is over"},
+    ]
+
+    async def fetch(url: str, form: Mapping[str, str]) -> Mapping[str, t.Any]:
+        return answers.pop(0)
+
+    source = RefreshToken("https://id.test/token", "our-client", **ODD, fetch=fetch)
+    assert await source() == ACCESS
+    with pytest.raises(AuthenticationError, match="invalid_grant: <redacted> is over"):
+        await source()
 
 
 async def test_f36_a_fetch_of_ones_own_that_hangs_is_left_after_the_timeout(musts: Musts) -> None:

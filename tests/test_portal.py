@@ -24,9 +24,17 @@ from amail import (
     Message,
     MessageError,
     Portal,
+    RoundRobin,
+    SendError,
+    SMTPSettings,
+    SMTPTransport,
     SyncMailer,
     UsageError,
 )
+from amail.testing import FaultServer, Hang
+from amail.transports.failover import Failover
+from amail.transports.retrying import Retrying
+from amail.transports.throttled import Throttled
 from tests.servers.aiosmtpd_server import aiosmtpd_server
 
 if t.TYPE_CHECKING:
@@ -670,6 +678,35 @@ def test_a_closed_sync_mailer_refuses_to_send_and_is_opened_anew_by_with() -> No
             mailer.send(letter("Three"))
         assert loop_threads() == before
     assert [b"Three" in message.content for message in server.messages] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda transport: transport,
+        Retrying,
+        lambda transport: Throttled(transport, "1000/s"),
+        lambda transport: Failover([transport, "memory://"]),
+        lambda transport: Retrying(RoundRobin([Retrying(transport)])),
+    ],
+    ids=["bare", "retrying", "throttled", "failover", "several"],
+)
+def test_c23_closing_a_portal_takes_no_longer_than_told_whatever_wraps_the_transport(
+    wrapped: t.Callable[[t.Any], t.Any],
+) -> None:
+    portal = Portal()
+    with FaultServer.serve_in_thread(data=Hang()) as server:
+        transport = SMTPTransport(SMTPSettings.from_url(server.url))
+        mailer = SyncMailer(wrapped(transport), portal=portal)
+        with futures.ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(mailer.send, letter("Hello"))
+            while not any(command.line == "DATA" for command in server.commands):
+                time.sleep(0.001)
+            began = time.monotonic()
+            assert portal.close(timeout=0) == 1
+            assert time.monotonic() - began < 3
+            assert isinstance(sending.exception(), SendError)
+    assert server.messages == []
 
 
 async def test_c30_a_sync_mailer_in_a_running_loop_says_to_await() -> None:

@@ -487,17 +487,17 @@ async def test_c16_a_source_is_closed_when_who_iterates_is_cancelled() -> None:
     assert len(set(source.run_by)) == 1
 
 
-async def test_a_source_has_the_time_it_takes_to_close_when_a_message_ends_the_run() -> None:
-    def prepare(message: Message) -> Message:
-        raise LookupError(message.subject)
-
-    may_close = asyncio.Event()
+async def test_a_source_has_the_time_it_takes_to_close_however_many_messages_end_the_run() -> None:
+    may_close, gate = asyncio.Event(), Gate()
     source = Source(may_close)
-    sending = Mailer("memory://", prepare=prepare).send_many(source)
+    sending = Mailer(gate).send_many(source)
     first = asyncio.ensure_future(anext(sending))
-    await source.closing.wait()
-    await settle()
-    assert not first.done()
+    await gate.holds(3)
+    for under_way in list(gate.under_way.values()):
+        under_way.set_exception(LookupError("a bug"))
+        await source.closing.wait()
+        await settle()
+        assert not first.done()
     may_close.set()
     with pytest.raises(LookupError):
         await first

@@ -14,6 +14,7 @@ import typing as t
 
 from amail.errors import AuthenticationError, ConfigError, MailError
 from amail.frames import first_place
+from amail.secret import quotes
 from amail.smtp import hints
 from amail.text import printable
 
@@ -34,7 +35,6 @@ _WITH_TOKEN: t.Final[tuple[Mechanism, ...]] = ("XOAUTH2", "OAUTHBEARER")
 _COMMAND_LINE = 512
 _TOKEN = re.compile(r"[!-~]+")
 _SHOWN = 200
-_TELLING = 8
 
 
 def choose_mechanism(settings: SMTPSettings, offered: Collection[str]) -> Mechanism:
@@ -112,17 +112,9 @@ class Exchange:
 
         Some servers quote the line that they do not understand, or the beginning of it.
         """
-        if any(_shows(text, secret) for secret in self._secrets):
+        if any(quotes(text, secret) for secret in self._secrets):
             return "<not shown: it quotes the credentials>"
         return text
-
-
-def _shows(text: str, secret: str) -> bool:
-    """Tell whether a part of a secret that is long enough to matter stands in a text."""
-    width = min(len(secret), _TELLING)
-    return bool(secret) and any(
-        secret[i : i + width] in text for i in range(len(secret) - width + 1)
-    )
 
 
 def _responses(mechanism: Mechanism, settings: SMTPSettings, secret: str) -> list[bytes]:

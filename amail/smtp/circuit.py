@@ -3,8 +3,11 @@
     closed ── so many failures in a row ──► open ── its time is over ──► one probe ──► closed, open
 
 While it is open nobody asks the server. When its time is over one sender tries, and what comes of
-that holds for all; the time doubles with each probe that fails. In the first seconds of an outage,
-which may be a restart, senders wait for the probe; later they get the failure at once.
+that holds for all; the time doubles with each probe that fails. A probe that ends in something else
+says nothing, and another one follows a moment later. In the first seconds of an outage, which may
+be a restart, senders wait for the probe; later they get the failure at once.
+
+Invariant: while it is open never more than one sender asks at a time.
 """
 
 from __future__ import annotations
@@ -19,9 +22,23 @@ import typing as t
 from amail.errors import SendError
 
 if t.TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Wait: t.TypeAlias = Callable[[asyncio.Future[None], float], Awaitable[bool]]
+    """Waits for a future or so many seconds; True when the caller has what it needs meanwhile."""
 
 _logger = logging.getLogger("amail.smtp")
+
+_MOMENT = 1.0
+
+
+async def _only_wait(changed: asyncio.Future[None], seconds: float) -> bool:
+    await asyncio.wait({changed}, timeout=seconds)
+    return False
+
+
+def _never() -> bool:
+    return False
 
 
 class Circuit:
@@ -53,49 +70,70 @@ class Circuit:
 
     @contextlib.asynccontextmanager
     async def attempt(
-        self, deadline: float, counts: Callable[[SendError], bool]
-    ) -> AsyncIterator[None]:
+        self,
+        deadline: float,
+        counts: Callable[[SendError], bool],
+        *,
+        wait: Wait = _only_wait,
+        has_news: Callable[[], bool] = _never,
+    ) -> AsyncIterator[bool]:
         """Ask the server inside this. What is raised there and ``counts`` is a failure.
 
-        ``deadline`` is a reading of the loop's clock. Entering may wait until then, and raises an
-        error like the last failure where asking makes no sense now.
+        ``deadline`` is a reading of the loop's clock. Entering may wait until then, by ``wait``; if
+        that returns True this is False, and the server is not to be asked. Who ``has_news`` need
+        not wait until the time is over, but for its turn. Raises an error like the last failure
+        where asking makes no sense now.
         """
-        is_probe = await self._enter(deadline)
+        part = await self._enter(deadline, wait, has_news)
+        if part == "none":
+            yield False
+            return
+        is_probe = part == "probe"
         try:
-            yield
+            yield True
         except SendError as error:
             if counts(error):
                 self._failed(error, is_probe)
+            elif is_probe and asyncio.get_running_loop().time() < deadline:
+                self._until = max(self._until, self._after(min(self._seconds, _MOMENT)))
             raise
         else:
-            if self.is_open:
-                _logger.info("the server is back")
-            self._failures = 0
-            self._seconds = self._shortest
-            self._settle()
+            self.close()
         finally:
             if is_probe:  # or it was cancelled, or failed for a reason of its own: another may try
                 self._settle()
+
+    def close(self) -> None:
+        """Note that the server can be had."""
+        if self.is_open:
+            _logger.info("the server is back")
+        self._failures = 0
+        self._seconds = self._shortest
+        self._settle()
 
     def leave_loop(self) -> None:
         """Forget who waits or probes, for their loop is gone."""
         self._probing = False
         self._changed = None
 
-    async def _enter(self, deadline: float) -> bool:
-        """Return when the caller may ask the server, True if that is the probe."""
+    async def _enter(
+        self, deadline: float, wait: Wait, has_news: Callable[[], bool]
+    ) -> t.Literal["one of all", "probe", "none"]:
+        """Return when the caller may ask the server, or need not, and what it is by that."""
         while self.is_open:
-            now = time.monotonic()
-            if now >= self._until and not self._probing:
+            now, is_due = time.monotonic(), has_news()
+            if not self._probing and (is_due or now >= self._until):
                 self._probing = True
-                return True
+                return "probe"
             left = deadline - asyncio.get_running_loop().time()
-            is_patient = self._last.retryable and now < self._since + self._patience
-            if not is_patient or left <= 0:
+            may_pass = self._last.retryable and now < self._since + self._patience
+            if left <= 0 or not (is_due or may_pass):
                 text = f"{self._last}; not asked again within {max(1, self._until - now):.0f} s"
                 raise _like(self._last, text)
-            await self._change(left if self._probing else min(left, self._until - now))
-        return False
+            seconds = left if self._probing else min(left, self._until - now)
+            if await wait(self._next_change(), max(0.0, seconds)):
+                return "none"
+        return "one of all"
 
     def _failed(self, error: SendError, is_probe: bool) -> None:
         now = time.monotonic()
@@ -108,7 +146,7 @@ class Circuit:
         if is_probe:
             self._seconds = min(self._seconds * 2, self._longest)
         if is_probe or (self.is_open and not was_open):
-            self._until = now + self._seconds * random.uniform(1.0, 1.2)  # noqa: S311
+            self._until = self._after(self._seconds)
             _logger.warning("not asked again for %.0f s: %s", self._until - now, error)
 
     def _settle(self) -> None:
@@ -118,10 +156,13 @@ class Circuit:
         if changed is not None:
             changed.set_result(None)
 
-    async def _change(self, seconds: float) -> None:
+    def _next_change(self) -> asyncio.Future[None]:
         if self._changed is None:
             self._changed = asyncio.get_running_loop().create_future()
-        await asyncio.wait({self._changed}, timeout=max(0.0, seconds))
+        return self._changed
+
+    def _after(self, seconds: float) -> float:
+        return time.monotonic() + seconds * random.uniform(1.0, 1.2)  # noqa: S311
 
 
 def _like(error: SendError, text: str) -> SendError:

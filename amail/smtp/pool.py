@@ -96,6 +96,8 @@ class Pool(t.Generic[S]):
         self._context = contextvars.Context()
         self._patience: asyncio.TimerHandle | None = None
         self._idle: list[tuple[S, float]] = []
+        # Who has a slot and would take the session of another one, in the order of asking.
+        self._seeking: dict[Slot[S], asyncio.Future[None]] = {}
         self._reaper: asyncio.TimerHandle | None = None
         self._allowing: set[asyncio.TimerHandle] = set()
         self._openings: set[asyncio.Timeout] = set()
@@ -273,6 +275,31 @@ class Pool(t.Generic[S]):
             self._end(session)
         return None
 
+    async def seek(self, slot: Slot[S], until: asyncio.Future[None], seconds: float) -> None:
+        """Wait at most that long for a session that another one gives back, the slot being held.
+
+        Raises MailerClosed when the pool ends meanwhile.
+        """
+        if self._ended:
+            raise _closed_error()
+        come = self._seeking[slot] = self.loop.create_future()
+        try:
+            await asyncio.wait({come, until}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._seeking.pop(slot, None)
+        if self._ended:
+            raise _closed_error()
+
+    def _is_sought(self, session: S) -> bool:
+        """Give a session to the slot that seeks one for longest, if there is one."""
+        if not self._seeking:
+            return False
+        slot = next(iter(self._seeking))
+        self._held.add(session)
+        slot.session = session
+        self._seeking.pop(slot).set_result(None)
+        return True
+
     async def open_session(self, opener: Callable[[], Awaitable[S]]) -> S:
         """Open a session for a slot. Raises MailerClosed when the pool ends before it is open."""
         if self._ended:
@@ -316,8 +343,9 @@ class Pool(t.Generic[S]):
             self._keep_unsettled(session, session.unsettled)
             return
         if session.unsettled is None and session.reusable and not self._closed:
-            self._idle.append((session, self.loop.time()))
-            self._watch_idle()
+            if not self._is_sought(session):
+                self._idle.append((session, self.loop.time()))
+                self._watch_idle()
         elif session.usable:
             # The slot is free when the server has let go: it may count its connections.
             self._say_farewell(session, holds_slot=True)
@@ -402,6 +430,8 @@ class Pool(t.Generic[S]):
         self._ended = True
         while self._openings:
             self._openings.pop().reschedule(self.loop.time())
+        while self._seeking:
+            self._seeking.popitem()[1].set_result(None)
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
@@ -576,6 +606,18 @@ class Slot(t.Generic[S]):
         else:
             self.session = self._pool.take_idle()
         return self.session
+
+    async def seek(self, until: asyncio.Future[None], seconds: float) -> bool:
+        """Wait for an idle session in place of a new one, until that is done or so many seconds.
+
+        True if there is one now, in ``session``. Raises MailerClosed when the pool ends meanwhile.
+        """
+        if not self._is_taken:
+            await asyncio.wait({until}, timeout=seconds)
+            return False
+        if self.take_idle() is None:
+            await self._pool.seek(self, until, seconds)
+        return self.session is not None
 
     async def open(self, opener: Callable[[], Awaitable[S]]) -> S:
         """Open a session and keep it. Raises MailerClosed when the pool ends before it is open."""

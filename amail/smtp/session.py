@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import inspect
 import ipaddress
 import logging
 import random
@@ -41,7 +40,8 @@ from amail.errors import (
 from amail.frames import drop_frames
 from amail.receipt import Receipt, Reply
 from amail.smtp import commands, hints
-from amail.smtp.auth import Exchange, check_token, choose_mechanism, no_token, refusal
+from amail.smtp.auth import Exchange, choose_mechanism, refusal
+from amail.smtp.credentials import ask_token
 from amail.smtp.dial import dial
 from amail.smtp.extensions import Extensions
 from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
@@ -257,14 +257,16 @@ async def open_session(
     context: ssl.SSLContext | None,
     deadline: float,
     observe: Observer | None = None,
+    refused: Callable[[SMTPSettings, str], None] | None = None,
 ) -> Session:
     """Open a session: greeted, encrypted where that was asked for, authenticated.
 
     ``context`` is needed for TLS, ``deadline`` is a reading of the loop's clock. ``observe`` is
-    told at each stage what is known of the server by then. Raises ConfigError and the kinds of
-    NotSent; cancelling it drops the connection first and waits for nothing.
+    told at each stage what is known of the server by then, ``refused`` the password or the token
+    that it refuses for good. Raises ConfigError and the kinds of NotSent; cancelling it drops the
+    connection first and waits for nothing.
     """
-    opening = _Opening(settings, context, deadline, observe)
+    opening = _Opening(settings, context, deadline, observe, refused)
     # In an empty context: the loop's reader of this session would keep the caller's alive.
     task = asyncio.get_running_loop().create_task(opening.run(), context=contextvars.Context())
     try:
@@ -297,10 +299,12 @@ class _Opening:
         context: ssl.SSLContext | None,
         deadline: float,
         observe: Observer | None,
+        refused: Callable[[SMTPSettings, str], None] | None,
     ) -> None:
         self.stage: Stage = "dns"
         self.info = ServerInfo(settings.relay)
         self._observe = observe
+        self._tell_refused = refused
         self._settings = settings
         self._context = context
         self._deadline = deadline
@@ -466,7 +470,8 @@ class _Opening:
             self._check_clear_text(smtp)
         mechanism = choose_mechanism(settings, smtp.server_auth_methods)
         timeout = settings.command_timeout
-        exchange = self._exchange = Exchange(mechanism, settings, await self._secret())
+        secret = await self._secret()
+        exchange = self._exchange = Exchange(mechanism, settings, secret)
         response = await smtp.execute_command(*exchange.command, timeout=self._within(timeout))
         while response.code == 334 and exchange.has_answer:
             response = await smtp.execute_command(
@@ -479,6 +484,8 @@ class _Opening:
         if not 400 <= reply.code < 600:
             raise self._refused(reply)
         if reply.permanent:
+            if self._tell_refused is not None:
+                self._tell_refused(settings, secret)
             self._forget_token()
         raise refusal(settings, reply, exchange.complaint)
 
@@ -491,27 +498,11 @@ class _Opening:
         return settings.password
 
     async def _token_of(self, source: TokenSource) -> str:
-        """Ask a token source. Raises AuthenticationError, and SendTimeout if it does not answer."""
-        relay, seconds = self._settings.relay, self._within(self._settings.command_timeout)
-        limit = asyncio.timeout(seconds)
+        settings = self._settings
         self._asks_for_token = True
         try:
-            async with limit:
-                asked: object = source()
-                if not inspect.isawaitable(asked):
-                    what = type(asked).__name__
-                    raise ConfigError(f"it is no async function, for its call returns {what}")
-                return check_token(await asked)
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            raise no_token(error, relay) from error  # it was the source that was cancelled
-        except Exception as error:
-            if not limit.expired():
-                raise no_token(error, relay) from error
-            text = f"{relay}: the token source (oauth_token) did not answer within {seconds:g} s"
-            raise SendTimeout(text, stage="auth", retryable=True, relay=relay) from error
+            seconds = self._within(settings.command_timeout)
+            return await ask_token(source, seconds, settings.relay)
         finally:
             self._asks_for_token = False
 

@@ -36,6 +36,7 @@ from amail.errors import (
     UsageError,
 )
 from amail.smtp.circuit import Circuit
+from amail.smtp.credentials import Refusals
 from amail.smtp.pace import Pace
 from amail.smtp.parts import Parts, is_due_later
 from amail.smtp.pool import Pool
@@ -43,7 +44,7 @@ from amail.smtp.protocol import Deadlines
 from amail.smtp.session import Session, Way, open_session
 from amail.smtp.settings import check_seconds
 from amail.smtp.tls import client_context
-from amail.transports.base import PoolStats, reply_until, when_written
+from amail.transports.base import PoolStats, drain_seconds, reply_until, when_written
 
 if t.TYPE_CHECKING:
     import ssl
@@ -98,6 +99,7 @@ class SMTPTransport:
         # Or a thousand senders dial a server that is down, and lock an account.
         self._server = Circuit(failures=5, seconds=1.0, longest=60.0, patience=patience)
         self._credentials = Circuit(failures=1, seconds=60.0, longest=60.0)
+        self._refusals = Refusals()
         self._pace = Pace(settings.max_connections)
         self._was_in: tuple[int, int] | None = None  # the process and the loop
         self._outcomes: Counter[Outcome] = Counter()
@@ -171,8 +173,12 @@ class SMTPTransport:
             reconnects=self._reconnects,
         )
 
-    async def aclose(self, drain: float = 10.0) -> None:
-        """End every session. Those in use get ``drain`` seconds to finish. Idempotent."""
+    async def aclose(self, drain: float | None = None) -> None:
+        """End every session. Idempotent.
+
+        Those in use get ``drain`` seconds to finish: 10, unless ``drain_seconds`` says otherwise.
+        """
+        drain = drain_seconds.get() if drain is None else drain
         pool = self._pool
         if pool is None:
             return
@@ -313,17 +319,39 @@ class SMTPTransport:
     async def _open(
         self, slot: Slot[Session], deadlines: Deadlines, observe: Observer | None = None
     ) -> Session:
-        """Open a session, unless it is known that the server cannot be had or will not have us."""
+        """Open a session, unless it is known that the server cannot be had or will not have us.
+
+        While it cannot be had, one that another sender gives back will do as well.
+        """
         limit = deadlines.content
         context = await self._tls_context()
-        opener = functools.partial(open_session, self.settings, context, limit, observe)
+        opener = functools.partial(
+            open_session, self.settings, context, limit, observe, self._credentials_refused
+        )
         loop = asyncio.get_running_loop()
-        async with (
-            self._credentials.attempt(limit, _refuses_credentials),
-            # A sender in a hurry says nothing about the server.
-            self._server.attempt(limit, lambda e: _is_outage(e) and loop.time() < limit),
-        ):
-            return await slot.open(opener)
+        # A sender in a hurry says nothing about the server.
+        is_outage = functools.partial(_is_outage_before, limit, loop)
+        async with self._server.attempt(limit, is_outage, wait=slot.seek) as must_open:
+            if not must_open and slot.session is not None:
+                return slot.session
+            has_news = await self._news_of_credentials(limit)
+            async with self._credentials.attempt(limit, _refuses_credentials, has_news=has_news):
+                session = await slot.open(opener)
+                self._refusals.forget()
+                return session
+
+    def _credentials_refused(self, settings: SMTPSettings, secret: str) -> None:
+        self._refusals.note(settings, secret)
+        self._server.close()  # it can be had
+
+    async def _news_of_credentials(self, limit: float) -> Callable[[], bool]:
+        """Return what tells whether there are others than the server refused."""
+        credentials = None
+        if self._credentials.is_open:
+            left = limit - asyncio.get_running_loop().time()
+            seconds = max(0.0, min(self.settings.command_timeout, left))
+            credentials = await self._refusals.credentials(self.settings, seconds)
+        return functools.partial(self._refusals.are_news, credentials)
 
     def _deadlines(self, limit: float | None) -> Deadlines:
         """Work out, the slot being held now, until when the content and its reply may take."""
@@ -482,6 +510,10 @@ def _asks_to_slow_down(error: SendError) -> bool:
 
 def _refuses_credentials(error: SendError) -> bool:
     return isinstance(error, AuthenticationError) and error.stage == "auth" and not error.retryable
+
+
+def _is_outage_before(limit: float, loop: asyncio.AbstractEventLoop, error: SendError) -> bool:
+    return _is_outage(error) and loop.time() < limit
 
 
 def _is_outage(error: SendError) -> bool:

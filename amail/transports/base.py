@@ -34,6 +34,11 @@ nobody else can be asked, so that ending the wait at the deadline would only mak
 """
 
 
+drain_seconds: ContextVar[float] = ContextVar("drain_seconds", default=10.0)
+"""Set by who closes a transport, through whatever wraps it: how long ``aclose`` lets those finish
+that are being sent."""
+
+
 @t.runtime_checkable
 class Transport(t.Protocol):
     """Anything that takes an envelope and content.

@@ -31,7 +31,14 @@ from amail.errors import (
 )
 from amail.secret import hides_arguments
 from amail.smtp.settings import check_seconds
-from amail.transports.base import PoolStats, Transport, listening, stats_of, verified
+from amail.transports.base import (
+    PoolStats,
+    Transport,
+    listening,
+    reply_until,
+    stats_of,
+    verified,
+)
 from amail.transports.resolve import resolve
 
 if t.TYPE_CHECKING:
@@ -50,7 +57,7 @@ _logger = logging.getLogger("amail.smtp")
 
 _COOLDOWN_SECONDS = 60.0
 _JITTER = 0.2
-_FAIR_SECONDS = 5.0  # a relay that had them and did not send failed
+_FAIR_SECONDS = 5.0  # a relay that had them, in all, and did not send failed
 _FULL = frozenset({"4.3.1", "4.3.2"})  # of the server's storage, of the server (RFC 3463, 3.4)
 
 
@@ -61,12 +68,19 @@ class _Relay:
         self.transport = transport
         self.cools_until = 0.0
         self._cooldown = cooldown
+        self._in_vain = 0.0  # seconds it was asked since it last answered, those of many once
+        self._in_vain_until = 0.0
 
     def __repr__(self) -> str:
         return repr(self.transport)
 
     async def send(
-        self, envelope: Envelope, content: Content, *, deadline: float | None
+        self,
+        envelope: Envelope,
+        content: Content,
+        *,
+        deadline: float | None,
+        reply_deadline: float | None,
     ) -> Receipt:
         """Send over it, and note what that says about it."""
         began = time.monotonic()
@@ -74,6 +88,7 @@ class _Relay:
         if before:
             # One message finds out whether it is back; the others go on as if it were not.
             self.cools_until = mark = began + self._cooldown
+        token = reply_until.set(reply_deadline)
         try:
             receipt = await self.transport.send(envelope, content, deadline=deadline)
         except BaseException as error:
@@ -82,24 +97,37 @@ class _Relay:
             if isinstance(error, SendError):
                 self._learn(error, began, deadline)
             raise
-        self.cools_until = 0.0
+        finally:
+            reply_until.reset(token)
+        self._answered()
         return receipt
 
     def _learn(self, error: SendError, began: float, deadline: float | None) -> None:
         now = time.monotonic()
         if not is_the_relays_fault(error):
             if error.outcome == "rejected":
-                self.cools_until = 0.0  # it answered
+                self._answered()
             return
         if type(error) is NotSent and not error.retryable:
             return  # it lacks an extension that this message needs, which another one may have
         is_late = deadline is not None and now >= deadline
-        if is_late and (isinstance(error, PoolTimeout) or now - began < _FAIR_SECONDS):
-            return  # a sender in a hurry says nothing about the relay, nor does a long queue
+        if is_late and isinstance(error, PoolTimeout):
+            return  # a long queue says nothing about the relay
+        if is_late and self._seconds_in_vain(began, now) < _FAIR_SECONDS:
+            return  # nor does a sender in a hurry, but many of them in a row do
         seconds = self._cooldown * random.uniform(1, 1 + _JITTER)  # noqa: S311
         self.cools_until = now + seconds
         text = str(error)  # a record that held the error would hold the content
         _logger.warning("%r is left out for %.0f s: %s", self.transport, seconds, text)
+
+    def _answered(self) -> None:
+        self.cools_until = self._in_vain = 0.0
+
+    def _seconds_in_vain(self, began: float, now: float) -> float:
+        """Count those of one more that it let wait, and return all since it last answered."""
+        self._in_vain += now - max(began, self._in_vain_until)
+        self._in_vain_until = now
+        return self._in_vain
 
 
 class Failover:
@@ -148,16 +176,24 @@ class Failover:
     ) -> Receipt:
         """Send over the first relay that can be had; see Transport.
 
-        ``deadline`` is one for all of them. ``attempts`` of the receipt counts those that failed.
+        ``deadline`` is one for all of them: each but the last has a fair share of what is left, so
+        that one that hangs leaves time for the next. A share is over with the last octet; the reply
+        to that has all the time. ``attempts`` of the receipt counts those that failed.
         """
         failed: list[SendError] = []
         final: SendError | None = None
         try:
-            for relay in self._candidates():
+            relays = self._candidates()
+            for left, relay in zip(range(len(relays), 0, -1), relays, strict=True):
                 if failed and deadline is not None and time.monotonic() >= deadline:
                     break
                 try:
-                    receipt = await relay.send(envelope, content, deadline=deadline)
+                    receipt = await relay.send(
+                        envelope,
+                        content,
+                        deadline=_share(deadline, left),
+                        reply_deadline=reply_until.get() or deadline,
+                    )
                 except SendError as error:
                     if not is_the_relays_fault(error):
                         raise
@@ -276,6 +312,14 @@ def _made(relays: Iterable[Where], timeout: float, options: SMTPOptions) -> Iter
             raise ConfigError(f"where: relay {number}: {text}") from None
     if not number:
         raise ConfigError("where: there is no relay in the list")
+
+
+def _share(deadline: float | None, among: int) -> float | None:
+    """Return the deadline of the first among so many that share the time."""
+    if deadline is None or among == 1:
+        return deadline
+    now = time.monotonic()
+    return now + (deadline - now) / among
 
 
 def _concurrencies(transports: Iterable[Transport]) -> Iterator[int]:

@@ -1,7 +1,8 @@
 """FileTransport: writes each message into a folder, as an .eml and its envelope as .json.
 
 Invariant: a file with its final name is complete. The envelope is there before the content, so that
-whoever finds an .eml finds where it goes.
+whoever finds an .eml finds where it goes. A send that is cancelled leaves no file, or says that
+there is one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import contextlib
 import datetime as dt
 import itertools
 import json
+import logging
 import os
 import re
+import threading
 import time
 import typing as t
 from dataclasses import asdict
@@ -22,10 +25,12 @@ from amail.errors import ConfigError, InvalidAttachment, MailError, NotSent, Sen
 from amail.receipt import Receipt, Reply
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from amail.envelope import Envelope
     from amail.mime import Content
+
+_logger = logging.getLogger("amail")
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9@._+-]+")
 _LONGEST_ID = 100
@@ -55,6 +60,7 @@ class FileTransport:
         """Write the message; see Transport. ``deadline`` is looked at before the first octet.
 
         Raises NotSent where the folder cannot be written, InvalidAttachment for one that changed.
+        When this is cancelled a note on the CancelledError says whether the message is there.
         """
         details: dict[str, t.Any] = {
             "message_id": content.message_id,
@@ -64,11 +70,18 @@ class FileTransport:
         }
         if deadline is not None and time.monotonic() >= deadline:
             raise SendTimeout("the deadline passed before the message was written", **details)
+        fate = _Fate()
         try:
-            name = await asyncio.to_thread(self._write, envelope, content)
+            name = await asyncio.to_thread(self._write, envelope, content, fate)
         except OSError as error:
             text = f"{self.folder}: the message cannot be written: {error.strerror}"
             raise NotSent(text, **details) from error
+        except asyncio.CancelledError as error:
+            note = f"{content.message_id}: {fate.leave()}"
+            error.add_note(note)
+            if fate.is_unknown:
+                _logger.warning("%s", note)
+            raise
         return Receipt(
             message_id=content.message_id,
             envelope=envelope,
@@ -81,7 +94,7 @@ class FileTransport:
     async def aclose(self) -> None:
         """Do nothing: every message was written when its receipt was there."""
 
-    def _write(self, envelope: Envelope, content: Content) -> str:
+    def _write(self, envelope: Envelope, content: Content, fate: _Fate) -> str:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         now = dt.datetime.now(dt.UTC)
         stamp = now.strftime("%Y%m%dT%H%M%S.%f")
@@ -100,12 +113,64 @@ class FileTransport:
         described = self.folder / f"{name}.json"
         _write_file(described, [text.encode()])
         try:
-            _write_file(self.folder / f"{name}.eml", _as_announced(content))
+            chunks = fate.while_wanted(_as_announced(content))
+            _write_file(self.folder / f"{name}.eml", chunks, fate.settle)
         except BaseException:
             described.unlink(missing_ok=True)
             raise
+        fate.written(f"{name}.eml")
         _sync_folder(self.folder)
         return name
+
+
+class _NotWanted(Exception):
+    """The caller has left, and no file shall be there."""
+
+
+class _Fate:
+    """Whether the file of a message is to be there: settled by its writer, or by who leaves first.
+
+    Used from two threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_left = False
+        self._is_settled = False
+        self._name: str | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """True between the last moment to turn back and the end."""
+        return self._is_settled and self._name is None
+
+    def leave(self) -> str:
+        """Have no file there, if it is not too late for that, and say what became of it."""
+        with self._lock:
+            self._is_left = True
+            if not self._is_settled:
+                return "not sent"
+        if self._name is None:
+            return "delivery unknown: the file was just being put in its place"
+        return f"the message was written, as {self._name}"
+
+    def while_wanted(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield chunks. Raises _NotWanted as soon as the caller has left."""
+        for chunk in chunks:
+            if self._is_left:
+                raise _NotWanted
+            yield chunk
+
+    def settle(self) -> None:
+        """From here on the file is to be there. Raises _NotWanted if the caller has left."""
+        with self._lock:
+            if self._is_left:
+                raise _NotWanted
+            self._is_settled = True
+
+    def written(self, name: str) -> None:
+        """Note that the file is there."""
+        self._name = name
 
 
 def safe_name(message_id: str) -> str:
@@ -128,7 +193,9 @@ def _as_announced(content: Content) -> Iterator[bytes]:
         raise InvalidAttachment("the content could not be read as it was announced")
 
 
-def _write_file(path: Path, chunks: Iterable[bytes]) -> None:
+def _write_file(
+    path: Path, chunks: Iterable[bytes], before_it_is_seen: Callable[[], None] = lambda: None
+) -> None:
     """Write a file that is seen complete or not at all."""
     unfinished = path.with_name(f".{path.name}.part")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -137,6 +204,7 @@ def _write_file(path: Path, chunks: Iterable[bytes]) -> None:
             file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
+        before_it_is_seen()
         unfinished.replace(path)
     except BaseException:
         unfinished.unlink()

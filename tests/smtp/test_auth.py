@@ -18,7 +18,7 @@ import trustme
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from amail import ConfigError, Mailer, Receipt, SMTPSettings, SyncMailer
+from amail import ConfigError, Mailer, Receipt, SMTPSettings, SMTPTransport, SyncMailer
 from amail.errors import (
     AuthenticationError,
     ConnectError,
@@ -29,7 +29,7 @@ from amail.errors import (
 from amail.receipt import Reply
 from amail.smtp import auth
 from amail.smtp.auth import Exchange, choose_mechanism, complaint_in
-from amail.testing import OK, Bytes, Close, FaultServer, Hang
+from amail.testing import OK, Bytes, Close, Delay, FaultServer, Hang
 from amail.testing.fault_server import EXTENSIONS
 from tests.messages import tokened
 from tests.musts import PASSWORD, assert_no_canary
@@ -798,8 +798,6 @@ async def test_a_source_forgets_the_token_that_was_refused_and_the_next_one_gets
             result = await send(musts, mailer)
             not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
             await server.all_closed()
-        # As after the minute in which nobody asks again.
-        async with with_token(server, oauth_token=kept) as mailer:
             accepted(await send(musts, mailer))
     assert ("oauth_token.forget() raised ValueError" in caplog.text) is (error is not None)
 
@@ -824,6 +822,121 @@ async def test_f32_a_refused_token_is_not_tried_again_for_every_sender(musts: Mu
         assert re.search(r"not asked again within \d+ s", str(results[-1]))
         await server.all_closed()
         assert len(auth_lines(server)) <= 5
+
+
+async def test_f32_a_new_token_is_tried_at_once_by_one_and_gets_all_in(musts: Musts) -> None:
+    kept = Kept("revoked", TOKEN)
+    async with FaultServer(tokens=ADA) as server:
+        musts.watch(server)
+        async with with_token(server, oauth_token=kept, max_connections=3) as mailer:
+            result = await send(musts, mailer)
+            not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
+            await server.all_closed()
+            for result in await asyncio.gather(*(send(musts, mailer) for _ in range(20))):
+                accepted(result)
+    assert 2 <= len(auth_lines(server)) <= 1 + 3
+
+
+async def test_f32_the_same_token_is_not_tried_again_and_the_server_not_asked(
+    musts: Musts,
+) -> None:
+    async with FaultServer(tokens={"ada": "another"}) as server, with_token(server) as mailer:
+        musts.watch(server)
+        for _ in range(3):
+            result = await send(musts, mailer)
+            not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
+        await server.all_closed()
+        assert len(auth_lines(server)) == server.connections == 1
+
+
+async def test_f32_a_token_that_was_refused_in_several_sessions_at_once_was_but_one(
+    musts: Musts,
+) -> None:
+    vault = ["revoked"]
+
+    async def from_vault() -> str:
+        return vault[0]
+
+    async with (
+        FaultServer(tokens=ADA, greeting=[Delay(0.1, "220 ready")]) as server,
+        with_token(server, oauth_token=from_vault, max_connections=3) as mailer,
+    ):
+        musts.watch(server)
+        results = await asyncio.gather(*(send(musts, mailer) for _ in range(3)))
+        assert {type(result) for result in results} == {AuthenticationError}
+        assert len(auth_lines(server)) == 3
+        vault[0] = TOKEN
+        accepted(await send(musts, mailer))
+
+
+async def test_f32_a_second_token_that_is_refused_is_the_last_for_a_while(musts: Musts) -> None:
+    kept = Kept("revoked", "revoked-too", TOKEN)
+    async with FaultServer(tokens=ADA) as server, with_token(server, oauth_token=kept) as mailer:
+        musts.watch(server)
+        for _ in range(5):
+            result = await send(musts, mailer)
+            not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
+        assert "not asked again within" in str(result)
+        await server.all_closed()
+        assert len(auth_lines(server)) == 2
+    assert kept.tokens == [TOKEN]
+
+
+async def test_f32_behind_an_accepted_token_a_new_one_is_tried_at_once_again(musts: Musts) -> None:
+    kept = Kept("first", TOKEN, "third", TOKEN + "2")
+    async with FaultServer(tokens=ADA) as server:
+        musts.watch(server)
+        async with with_token(server, oauth_token=kept, max_messages=1) as mailer:
+            assert isinstance(await send(musts, mailer), AuthenticationError)
+            accepted(await send(musts, mailer))
+            server.tokens["ada"] = TOKEN + "2"
+            kept.forget()
+            assert isinstance(await send(musts, mailer), AuthenticationError)
+            accepted(await send(musts, mailer))
+
+
+async def test_f32_a_source_that_fails_behind_a_refusal_leaves_that_as_the_answer(
+    musts: Musts,
+) -> None:
+    kept = Kept("revoked")
+    async with FaultServer(tokens=ADA) as server, with_token(server, oauth_token=kept) as mailer:
+        musts.watch(server)
+        for _ in range(2):
+            result = await send(musts, mailer)
+            not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
+        await server.all_closed()
+        assert server.connections == 1
+
+
+async def test_f32_a_new_password_is_tried_at_once_and_the_same_one_is_not(musts: Musts) -> None:
+    async with FaultServer(users=ADA) as server:
+        musts.watch(server)
+        wrong = SMTPSettings.from_url(server.url, username="ada", password="wrong")
+        transport = SMTPTransport(wrong)
+        async with Mailer(transport) as mailer:
+            assert isinstance(await send(musts, mailer), AuthenticationError)
+            transport.settings = dataclasses.replace(wrong)
+            assert isinstance(await send(musts, mailer), AuthenticationError)
+            await server.all_closed()
+            assert len(auth_lines(server)) == 1
+            transport.settings = dataclasses.replace(wrong, password=PASSWORD)
+            accepted(await send(musts, mailer))
+
+
+async def test_f32_a_refused_token_shows_that_the_server_can_be_had(musts: Musts) -> None:
+    kept = Kept("revoked")
+    broken = [Close()] * 5
+    async with (
+        FaultServer(tokens=ADA, connect=[*broken, OK]) as server,
+        with_token(server, oauth_token=kept, max_connections=1) as mailer,
+    ):
+        musts.watch(server)
+        for _ in range(3):
+            result = await send(musts, mailer)
+        not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
+        async with musts.within(0.5):  # nobody waits for the server to come back
+            result = await send(musts, mailer)
+        not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
 
 
 # Where it goes

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 import typing as t
 
 import pytest
 
-from amail import Mailer, Receipt
-from amail.errors import ConnectError, SendError, TLSError
+from amail import Mailer, Receipt, SMTPSettings, SMTPTransport
+from amail.errors import ConnectError, ConnectionLost, MailerClosed, SendError, TLSError
 from amail.smtp.circuit import Circuit
-from amail.testing import FaultServer
+from amail.testing import OK, Close, FaultServer, Hang
 from tests.messages import tokened
 from tests.smtp.outcomes import accepted, send
 
@@ -141,6 +142,89 @@ async def test_c21_a_cancelled_probe_lets_another_one_ask() -> None:
     assert not circuit.is_open
 
 
+async def test_c21_behind_a_probe_that_says_nothing_one_asks_and_only_a_moment_later() -> None:
+    circuit = Circuit(failures=1, seconds=0.05, longest=60, patience=30)
+    await fail(circuit, down())
+    asked: list[float] = []
+    inside = 0
+
+    async def ask() -> None:
+        nonlocal inside
+        async with circuit.attempt(LATER + time.monotonic(), never):
+            asked.append(time.monotonic())
+            inside += 1
+            assert inside == 1
+            await asyncio.sleep(0)
+            inside -= 1
+            raise ConnectError("421", stage="greeting", retryable=True)
+
+    results = await asyncio.gather(*(ask() for _ in range(4)), return_exceptions=True)
+    assert [str(each) for each in results] == ["421"] * 4
+    assert all(late - early >= 0.05 for early, late in itertools.pairwise(asked))
+    assert circuit.is_open
+
+
+async def test_c21_a_probe_in_a_hurry_says_nothing_and_another_one_asks_at_once() -> None:
+    circuit = Circuit(failures=1, seconds=0.05, longest=60, patience=30)
+    await fail(circuit, down())
+    await until_it_may_be_asked(circuit)
+    with pytest.raises(ConnectError):
+        async with circuit.attempt(asyncio.get_running_loop().time() + 0.01, never):
+            await asyncio.sleep(0.02)
+            raise down()
+    async with asyncio.timeout(0.04), asking(circuit):
+        pass
+
+
+async def test_c21_who_has_news_asks_at_once_but_one_at_a_time() -> None:
+    circuit = Circuit(failures=1, seconds=60, longest=60)
+    await fail(circuit, down(retryable=False))
+    answer = asyncio.Event()
+    asked = []
+
+    async def ask(name: str) -> None:
+        async with circuit.attempt(LATER + time.monotonic(), always, has_news=lambda: True):
+            asked.append(name)
+            await answer.wait()
+
+    tasks = [asyncio.ensure_future(ask(name)) for name in "ab"]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert asked == ["a"]
+    with pytest.raises(ConnectError, match="not asked again"):
+        async with asking(circuit):
+            pass
+    answer.set()
+    await asyncio.gather(*tasks)
+    assert not circuit.is_open
+
+
+async def test_c21_what_was_news_is_none_behind_a_probe_that_failed() -> None:
+    circuit = Circuit(failures=1, seconds=60, longest=60)
+    await fail(circuit, down(retryable=False))
+    news = [True]
+
+    async def ask() -> None:
+        async with circuit.attempt(LATER + time.monotonic(), always, has_news=lambda: bool(news)):
+            await asyncio.sleep(0)
+            news.clear()
+            raise ConnectError("no again", stage="connect", retryable=False)
+
+    results = await asyncio.gather(*(ask() for _ in range(3)), return_exceptions=True)
+    assert [str(each)[:20] for each in results] == ["no again", *["no again; not asked "] * 2]
+
+
+async def test_c21_who_has_found_elsewhere_what_it_needs_asks_nothing_and_says_nothing() -> None:
+    async def found(changed: asyncio.Future[None], seconds: float) -> bool:
+        return True
+
+    circuit = Circuit(failures=1, seconds=60, longest=60, patience=60)
+    await fail(circuit, down())
+    async with circuit.attempt(LATER + time.monotonic(), always, wait=found) as must_ask:
+        assert not must_ask
+    assert circuit.is_open
+
+
 async def test_c21_who_waits_for_a_probe_waits_until_its_deadline() -> None:
     circuit = Circuit(failures=1, seconds=60, longest=60, patience=60)
     await fail(circuit, down())
@@ -214,3 +298,47 @@ async def test_c22_all_who_wait_are_served_when_the_server_is_back(musts: Musts)
         async with server:
             assert all(isinstance(result, Receipt) for result in await asyncio.gather(*pending))
             accepted(await send(musts, mailer))
+
+
+# Sessions that there are already
+
+
+async def test_c22_who_waits_for_the_server_sends_over_a_session_that_becomes_free(
+    musts: Musts, caplog: pytest.LogCaptureFixture
+) -> None:
+    # It takes one connection and no more.
+    async with (
+        FaultServer(connect=[OK, Close()], final=[Hang(), OK]) as server,
+        Mailer(server.url, max_connections=3) as mailer,
+    ):
+        musts.watch(server)
+        first = asyncio.ensure_future(send(musts, mailer))
+        await server.reached("final")
+        sends = [asyncio.ensure_future(send(musts, mailer)) for _ in range(12)]
+        while "not asked again" not in caplog.text:
+            await asyncio.sleep(0.001)
+        server.release()
+        accepted(await first)
+        async with asyncio.timeout(0.9):  # before anybody asks again
+            results = await asyncio.gather(*sends)
+        lost = [result for result in results if isinstance(result, ConnectionLost)]
+        assert len(lost) <= 3  # before the circuit was open
+        assert len(server.messages) == 1 + len(results) - len(lost)
+        assert {message.connection for message in server.messages} == {1}
+        assert (mailer.stats().open, mailer.stats().leased) == (1, 0)
+
+
+async def test_c23_who_waits_for_the_server_hears_at_once_that_the_mailer_is_closed(
+    musts: Musts,
+) -> None:
+    server = FaultServer()
+    async with server:
+        musts.watch(server)
+    transport = SMTPTransport(SMTPSettings.from_url(server.url), patience=60)
+    mailer = Mailer(transport)
+    sends = [asyncio.ensure_future(send(musts, mailer)) for _ in range(30)]
+    await asyncio.wait(sends, return_when=asyncio.FIRST_COMPLETED)
+    async with musts.within(0.2):
+        await transport.aclose(drain=0)
+        results = await asyncio.gather(*sends)
+    assert MailerClosed in {type(result) for result in results}

@@ -1086,3 +1086,105 @@ async def test_what_is_told_of_a_settled_session_may_fail_and_costs_no_slot(hous
     await settle()
     assert [type(each["exception"]) for each in raised] == [ZeroDivisionError]
     assert numbers(pool) == (1, 1, 0, 0)
+
+
+# Seeking: who has a slot and cannot open a session
+
+
+class Seeker(User):
+    """A user that opens no session and waits for one that another one gives back."""
+
+    async def _use(self, house: House) -> None:
+        async with self.slot:
+            self.until = asyncio.get_running_loop().create_future()
+            if await self.slot.seek(self.until, 60):
+                self.session = self.slot.session
+                await self.leave.wait()
+
+
+async def test_a_session_that_is_given_back_goes_to_who_seeks_one_for_longest(house: House) -> None:
+    pool = make_pool(3)
+    (user,) = await users(1, pool, house)
+    seekers = [Seeker(pool, house) for _ in range(3)]  # the last one has no slot yet
+    await settle()
+    await user.done()
+    await settle()
+    assert [seeker.session for seeker in seekers] == [user.session, None, None]
+    assert numbers(pool) == (1, 0, 3, 0)
+    await seekers[0].done()
+    await settle()
+    assert [seeker.session for seeker in seekers] == [user.session] * 2 + [None]
+    await seekers[1].done()
+    await settle()
+    await seekers[2].done()
+    assert seekers[2].session is user.session
+    assert numbers(pool) == (1, 1, 0, 0)
+    await assert_every_slot_is_there(pool, 3, house)
+    await pool.aclose(1)
+
+
+async def test_who_seeks_takes_an_idle_session_at_once(house: House) -> None:
+    pool = make_pool(2)
+    (user,) = await users(1, pool, house)
+    await user.done()
+    seeker = Seeker(pool, house)
+    await settle()
+    assert seeker.session is user.session
+    await seeker.done()
+    await pool.aclose(1)
+
+
+async def test_who_was_given_a_session_and_cancelled_before_it_could_run_gives_it_back(
+    house: House,
+) -> None:
+    pool = make_pool(2)
+    (user,) = await users(1, pool, house)
+    seeker = Seeker(pool, house)
+    await settle()
+    await user.done()
+    assert seeker.slot.session is user.session
+    seeker.task.cancel()
+    await asyncio.wait({seeker.task})
+    assert seeker.task.cancelled()
+    assert seeker.session is None
+    assert numbers(pool) == (1, 1, 0, 0)
+    await assert_every_slot_is_there(pool, 2, house)
+    await pool.aclose(1)
+
+
+async def test_who_seeks_no_more_is_given_nothing(house: House) -> None:
+    pool = make_pool(3)
+    (user,) = await users(1, pool, house)
+    cancelled, content = Seeker(pool, house), Seeker(pool, house)
+    await settle()
+    cancelled.task.cancel()
+    content.until.set_result(None)
+    await asyncio.wait({cancelled.task, content.task})
+    await user.done()
+    assert (cancelled.session, content.session) == (None, None)
+    assert numbers(pool) == (1, 1, 0, 0)
+    await pool.aclose(1)
+
+
+async def test_a_session_that_is_spent_goes_to_nobody(house: House) -> None:
+    pool = make_pool(2)
+    (user,) = await users(1, pool, house)
+    seeker = Seeker(pool, house)
+    await settle()
+    await user.spent()
+    await settle()
+    assert seeker.session is None
+    seeker.until.set_result(None)
+    await seeker.task
+    await pool.aclose(1)
+
+
+async def test_who_seeks_hears_at_once_that_the_pool_ends(house: House) -> None:
+    pool = make_pool(1)
+    seeker = Seeker(pool, house)
+    await settle()
+    closing = asyncio.create_task(pool.aclose(0))
+    with pytest.raises(MailerClosed):
+        await seeker.task
+    await closing
+    assert pool.leased == 0

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import io
 import json
+import os
 import re
 import stat
 import subprocess
@@ -14,6 +15,7 @@ import threading
 import time
 import typing as t
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -39,7 +41,6 @@ from tests.transports.ends import letter
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 def files(folder: Path, suffix: str) -> list[Path]:
@@ -185,6 +186,117 @@ async def test_the_loop_goes_on_while_a_message_is_written(tmp_path: Path) -> No
     go_on.set()
     await sending
     assert files(tmp_path, ".eml")[0].read_bytes() == b"Subject: Hi\r\n\r\nx\r\n"
+
+
+# file:///folder, and a caller that leaves
+
+
+class Held:
+    """A part whose octets come when they are let through."""
+
+    def __init__(self) -> None:
+        self.reading, self.go_on = threading.Event(), threading.Event()
+        self.pieces = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def chunks(self) -> Iterator[bytes]:
+        self.reading.set()
+        for _ in range(3):
+            assert self.go_on.wait(10)
+            self.pieces += 1
+            yield b"x"
+
+
+async def until(happened: threading.Event) -> None:
+    while not happened.is_set():
+        await asyncio.sleep(0)
+
+
+async def cancelled(sending: asyncio.Task[t.Any]) -> list[str]:
+    """Cancel a send, and return the notes on what it raises."""
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await sending
+    return getattr(caught.value, "__notes__", [])
+
+
+async def finished_writers() -> None:
+    """Wait for the threads that write."""
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+async def test_c9_a_send_that_is_cancelled_while_it_writes_leaves_no_file(tmp_path: Path) -> None:
+    part = Held()
+    content = Content([b"Subject: Hi\r\n\r\n", part], message_id="<x@example.com>")
+    sending = asyncio.ensure_future(FileTransport(tmp_path).send(letter()[0], content))
+    await until(part.reading)
+    assert await cancelled(sending) == ["<x@example.com>: not sent"]
+    part.go_on.set()
+    await finished_writers()
+    assert list(tmp_path.iterdir()) == []
+    assert part.pieces == 1  # no more than what it was just waiting for
+
+
+async def test_c9_a_send_that_is_cancelled_before_the_last_moment_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncing, go_on = threading.Event(), threading.Event()
+
+    def fsync(descriptor: int) -> None:
+        if list(tmp_path.glob(".*.eml.part")):  # all of it is written
+            syncing.set()
+            assert go_on.wait(10)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    envelope, content = letter()
+    sending = asyncio.ensure_future(FileTransport(tmp_path).send(envelope, content))
+    await until(syncing)
+    assert await cancelled(sending) == [f"{content.message_id}: not sent"]
+    go_on.set()
+    await finished_writers()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_c10_a_send_that_is_cancelled_too_late_says_that_the_file_is_or_may_be_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    is_there: bool,
+) -> None:
+    held, go_on = threading.Event(), threading.Event()
+    real = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if target.suffix == ".eml" and not is_there:
+            held.set()
+            assert go_on.wait(10)
+        return real(path, target)
+
+    def sync(folder: int | str | Path, flags: int, *args: int) -> int:
+        if folder == tmp_path and is_there:
+            held.set()
+            assert go_on.wait(10)
+        return opened(folder, flags, *args)
+
+    opened = os.open
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(os, "open", sync)
+    envelope, content = letter()
+    sending = asyncio.ensure_future(FileTransport(tmp_path).send(envelope, content))
+    await until(held)
+    (note,) = await cancelled(sending)
+    go_on.set()
+    await finished_writers()
+    (written,) = files(tmp_path, ".eml")
+    assert len(files(tmp_path, ".json")) == 1
+    if is_there:
+        assert note == f"{content.message_id}: the message was written, as {written.name}"
+    else:
+        assert note.startswith(f"{content.message_id}: delivery unknown: ")
+        assert note in caplog.text
 
 
 # console://

@@ -38,16 +38,18 @@ from amail import (
     UTF8Required,
     Vetoed,
 )
-from amail.testing import ByMessage, Close, FaultServer, Hang
-from amail.transports.base import PoolStats, Transport
+from amail.testing import ByMessage, Close, Delay, FaultServer, Hang
+from amail.transports.base import PoolStats, Transport, reply_until
 from amail.transports.failover import Failover
 from amail.transports.retrying import Retrying
 from amail.transports.throttled import Throttled
+from tests.messages import tokened
 from tests.musts import PASSWORD
 from tests.smtp.outcomes import accepted, rejected, said, send, unknown
 from tests.transports.ends import Clock, End, letter
 
 if t.TYPE_CHECKING:
+    from amail import Envelope, Receipt
     from tests.musts import Musts
 
 COOLDOWN = 60.0
@@ -106,6 +108,58 @@ async def test_f74_a_first_relay_that_refuses_connections_costs_no_error(musts: 
         assert time.monotonic() - began < 5  # nobody waited for the first one to come back
         assert (mailer.stats().accepted, mailer.stats().not_sent) == (50, 0)
     assert len(second.messages) == 50
+
+
+async def test_f74_a_first_relay_that_hangs_leaves_time_of_a_deadline_for_the_second(
+    musts: Musts,
+) -> None:
+    async with (
+        FaultServer(greeting=Hang()) as first,
+        FaultServer() as second,
+        Mailer([first.url, second.url]) as mailer,
+    ):
+        musts.watch(first)
+        musts.watch(second)
+        token, began = musts.token(), time.monotonic()
+        sending = mailer.send(tokened(token), timeout=2.0)
+        receipt = accepted(await musts.outcome_of(sending, token=token), attempts=2)
+        assert receipt.relay == f"{second.host}:{second.port}"
+        assert 1.0 <= time.monotonic() - began < 2.0
+
+
+async def test_f75_the_reply_to_the_last_octet_has_all_the_time_and_not_the_share_of_a_relay(
+    musts: Musts,
+) -> None:
+    async with (
+        FaultServer(final=Delay(0.8, "250 2.0.0 ok")) as first,
+        FaultServer() as second,
+        Mailer([first.url, second.url]) as mailer,
+    ):
+        musts.watch(first)
+        token, began = musts.token(), time.monotonic()
+        sending = mailer.send(tokened(token), timeout=1.2)
+        receipt = accepted(await musts.outcome_of(sending, token=token))
+        assert receipt.relay == f"{first.host}:{first.port}"
+        assert time.monotonic() - began > 0.6  # its share
+        assert second.connections == 0
+
+
+async def test_f75_a_reply_that_does_not_come_is_unknown_at_the_deadline_and_not_before(
+    musts: Musts,
+) -> None:
+    async with (
+        FaultServer(final=Hang()) as first,
+        FaultServer() as second,
+        Mailer([first.url, second.url]) as mailer,
+    ):
+        musts.watch(first)
+        token, began = musts.token(), time.monotonic()
+        sending = mailer.send(tokened(token), timeout=0.4)
+        async with musts.within(0.4):
+            unknown(await musts.outcome_of(sending, token=token))
+        assert time.monotonic() - began >= 0.4
+        assert second.connections == 0
+        first.release()
 
 
 async def test_f75_what_is_unknown_is_never_given_to_the_second_relay(musts: Musts) -> None:
@@ -334,12 +388,93 @@ async def test_one_deadline_holds_for_all_relays_and_none_is_tried_behind_it(clo
 
     late = SendTimeout("no answer", stage="greeting", retryable=True)
     first, second, third = Late("1", late), Late("2", late), End("3")
-    deadline = time.monotonic() + 10
     with pytest.raises(SendTimeout) as caught:
-        await Failover([first, second, third]).send(*letter(), deadline=deadline)
-    assert [each[2] for each in first.tried + second.tried] == [deadline] * 2
+        await Failover([first, second, third]).send(*letter(), deadline=time.monotonic() + 10)
+    assert (len(first.tried), len(second.tried)) == (1, 1)
     assert third.tried == []
     assert caught.value.__notes__ == ["another relay: SendTimeout: no answer"]
+
+
+async def test_each_relay_but_the_last_has_a_fair_share_of_what_is_left(clock: Clock) -> None:
+    class Quick(End):
+        async def send(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            clock.ahead += 2
+            return await super().send(*args, **kwargs)
+
+    ends = [Quick(name, down()) for name in "abc"]
+    deadline = time.monotonic() + 12
+    with pytest.raises(ConnectError):
+        await Failover(ends).send(*letter(), deadline=deadline)
+    left = [deadline - t.cast("float", end.tried[0][2]) for end in ends]
+    # A third of 12 seconds, half of 10, all of 8.
+    assert left == pytest.approx([8, 5, 0], abs=0.1)
+
+
+async def test_without_a_deadline_each_relay_has_the_time_it_takes() -> None:
+    ends = [End("a", down()), End("b")]
+    await Failover(ends).send(*letter())
+    assert [end.tried[0][2] for end in ends] == [None, None]
+
+
+async def test_a_share_of_a_share_leaves_the_reply_the_time_of_the_whole() -> None:
+    heard: list[tuple[float | None, float | None]] = []
+
+    class Asked(End):
+        async def send(
+            self, envelope: Envelope, content: Content, *, deadline: float | None = None
+        ) -> Receipt:
+            heard.append((deadline, reply_until.get()))
+            return await super().send(envelope, content, deadline=deadline)
+
+    inner = Failover([Asked("a", down()), Asked("b")])
+    began = time.monotonic()
+    await Failover([inner, End("c")]).send(*letter(), deadline=began + 16)
+    deadlines, reply_deadlines = zip(*heard, strict=True)
+    assert deadlines == pytest.approx([began + 4, began + 8], abs=0.1)
+    assert reply_deadlines == (began + 16, began + 16)
+    assert reply_until.get() is None
+
+
+async def test_a_relay_that_lets_several_in_a_hurry_wait_in_vain_cools(clock: Clock) -> None:
+    class Late(End):
+        async def send(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            clock.ahead += 2
+            return await super().send(*args, **kwargs)
+
+    first = Late("first", SendTimeout("no answer", stage="greeting", retryable=True))
+    failover = Failover([first, End("second")])
+    for tries in (1, 2, 3, 3):
+        await failover.send(*letter(), deadline=time.monotonic() + 4)
+        assert len(first.tried) == tries
+
+
+async def test_a_relay_that_answers_in_between_does_not_cool(clock: Clock) -> None:
+    class Late(End):
+        async def send(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            clock.ahead += 2
+            return await super().send(*args, **kwargs)
+
+    late = SendTimeout("no answer", stage="greeting", retryable=True)
+    first = Late("first", late, late, lambda receipt: receipt, late)
+    failover = Failover([first, End("second")])
+    for tries in (1, 2, 3, 4, 5):
+        await failover.send(*letter(), deadline=time.monotonic() + 4)
+        assert len(first.tried) == tries
+
+
+async def test_many_at_once_that_wait_in_vain_for_a_moment_are_but_a_moment(clock: Clock) -> None:
+    class Late(End):
+        async def send(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            await asyncio.sleep(0)
+            clock.ahead = 2  # for all of them
+            return await super().send(*args, **kwargs)
+
+    first = Late("first", SendTimeout("no answer", stage="greeting", retryable=True))
+    failover = Failover([first, End("second")])
+    deadline = time.monotonic() + 4
+    await asyncio.gather(*(failover.send(*letter(), deadline=deadline) for _ in range(10)))
+    first.from_now_on()
+    assert await relays_of(failover) == ["first"]
 
 
 @pytest.mark.parametrize(("seconds", "cools"), [(1.0, False), (10.0, True)])
