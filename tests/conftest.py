@@ -8,6 +8,7 @@ import typing as t
 
 import pytest
 
+from tests.beside import Program
 from tests.judges import node
 from tests.loops import LOOPS
 from tests.musts import LogWatch, watching
@@ -17,7 +18,7 @@ from tests.servers.sink import smtp_sink
 
 if t.TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
     from pathlib import Path
 
     from tests.musts import Musts
@@ -25,10 +26,52 @@ if t.TYPE_CHECKING:
     from tests.servers.sink import SmtpSink
 
 
-def pytest_collection_finish() -> None:
-    """Keep modules and tests out of the collections that follow, one after nearly every test."""
+BESIDE = pytest.StashKey[dict[pytest.Item, Program]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "beside(*command): started with the session, see beside.py")
+    config.stash[BESIDE] = {}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start what runs beside the tests."""
+    _keep_out_of_collections()
+    if not session.config.option.collectonly:
+        for item in session.items:
+            if (mark := item.get_closest_marker("beside")) is not None:
+                session.config.stash[BESIDE][item] = Program(*mark.args)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for program in config.stash[BESIDE].values():
+        program.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, object, object]:
+    """Set aside after each module what it leaves."""
+    ended = yield
+    if nextitem is None or nextitem.path != item.path:
+        _keep_out_of_collections()
+    return ended
+
+
+def _keep_out_of_collections() -> None:
+    """Keep what lives now out of the collections that follow, one after nearly every test.
+
+    Modules, tests and what hypothesis remembers would make each of them ten times as long.
+    """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def beside(request: pytest.FixtureRequest) -> Program:
+    """The program that its test was marked with, which runs beside the others."""
+    return request.config.stash[BESIDE][request.node]
 
 
 @pytest.fixture(scope="session")

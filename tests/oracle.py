@@ -10,8 +10,10 @@ from __future__ import annotations
 import email
 import email.errors
 import email.header
+import email.headerregistry
 import email.policy
 import email.utils
+import functools
 import re
 import typing as t
 from dataclasses import dataclass, field
@@ -22,6 +24,11 @@ if t.TYPE_CHECKING:
 ENCODED_WORD = re.compile(r"=\?[^? ]*\?[bBqQ]\?[^? ]*\?=")
 LONGEST_LINE = 998
 _FIELD = re.compile(r"([!-9;-~]+):(.*)", re.DOTALL)
+# The strict judge parses a field whenever it is asked for it, which is often for each of its parts.
+# What it reads follows from name and value alone, and nothing can change what it has read.
+_STRICT = email.policy.default.clone(
+    header_factory=functools.lru_cache(maxsize=1000)(email.headerregistry.HeaderRegistry())
+)
 
 
 @dataclass
@@ -79,7 +86,7 @@ def read(content: bytes, *, utf8: bool = False) -> Reading:
         email.message_from_bytes(content, policy=policy)
         if text is None
         else email.message_from_string(text, policy=policy)
-        for policy in (email.policy.compat32, email.policy.default)
+        for policy in (email.policy.compat32, _STRICT)
     )
     reading = Reading(dict(headers), _subject(lenient, t.cast("EmailMessage", strict)))
     for name in ("From", "Sender", "Reply-To", "To", "Cc"):

@@ -6,6 +6,7 @@ and 2,000 where every field is drawn at once. ``pytest -m soak`` sets it to 100,
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from hypothesis import HealthCheck, settings
@@ -43,9 +44,29 @@ _NASTY = [
     *["x" * 80, "word " * 40, "long-" * 250, "é" * 200],
 ]
 
-nasty_text = st.lists(st.one_of(st.sampled_from(_NASTY), st.text(max_size=12)), max_size=8).map(
-    "".join
-)
+
+assert 2 * len(_NASTY) < 200, "of an octet's numbers hardly one would be left for other text"
+
+_NUMBERS = st.binary(max_size=9)
+_OTHER_TEXT = st.text(max_size=12)
+
+
+@st.composite
+def _nasty(draw: st.DrawFn) -> str:
+    """Join the piece of each number; those above the pieces stand for two other texts, in turn.
+
+    These are few choices, each of which decides much: what an example costs is mostly its choices,
+    and a list of pieces takes three for each. None is without effect, or examples would be alike.
+    """
+    numbers, count = draw(_NUMBERS), len(_NASTY)
+    others = sum(number >= 2 * count for number in numbers)
+    texts = itertools.cycle([draw(_OTHER_TEXT) for _ in range(min(others, 2))])
+    return "".join(
+        _NASTY[number % count] if number < 2 * count else next(texts) for number in numbers
+    )
+
+
+nasty_text = _nasty()
 """Any str, made of pieces that have broken composers before."""
 
 mailbox = st.sampled_from(

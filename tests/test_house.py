@@ -14,51 +14,46 @@ from pathlib import Path
 
 import pytest
 
+if t.TYPE_CHECKING:
+    from tests.beside import Program
+
 ROOT = Path(__file__).parent.parent
 CODE = ("amail", "amail_flask", "tests", "examples", "benchmarks")
 
 
-def run(*command: str, seconds: float = 240) -> None:
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout[-8000:]}\n{done.stderr[-2000:]}"
+PYTHON = (sys.executable, "-m")
+WITH_TYPES = ("amail", "amail_flask", "tests/typing_api.py")
 
 
-def test_ruff_finds_nothing() -> None:
-    run(sys.executable, "-m", "ruff", "check", "--output-format=concise", *CODE)
+@pytest.mark.beside(*PYTHON, "ruff", "check", "--output-format=concise", *CODE)
+def test_ruff_finds_nothing(beside: Program) -> None:
+    beside.is_content()
 
 
-def test_everything_is_formatted() -> None:
-    run(sys.executable, "-m", "ruff", "format", "--check", *CODE)
+@pytest.mark.beside(*PYTHON, "ruff", "format", "--check", *CODE)
+def test_everything_is_formatted(beside: Program) -> None:
+    beside.is_content()
 
 
 @pytest.mark.timeout(250)
-def test_mypy_is_strict_and_content() -> None:
-    run(sys.executable, "-m", "mypy", *CODE)
+@pytest.mark.beside(*PYTHON, "mypy", *CODE)
+def test_mypy_is_strict_and_content(beside: Program) -> None:
+    beside.is_content()
 
 
 @pytest.mark.timeout(250)
-def test_pyright_is_content_with_the_packages() -> None:
+@pytest.mark.beside(*PYTHON, "pyright", "--pythonpath", sys.executable, *WITH_TYPES)
+def test_pyright_is_content_with_the_packages(beside: Program) -> None:
     if importlib.util.find_spec("pyright") is None:
         if os.environ.get("CI"):
             pytest.fail("pyright is not installed; in CI nothing is skipped")
         pytest.skip("pyright is not installed (pip install -e '.[ci]')")
-    paths = ("amail", "amail_flask", "tests/typing_api.py")
-    run(sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *paths)
+    beside.is_content()
 
 
-def test_imports_go_the_way_they_may() -> None:
-    run("lint-imports", "--no-cache")
+@pytest.mark.beside("lint-imports", "--no-cache")
+def test_imports_go_the_way_they_may(beside: Program) -> None:
+    beside.is_content()
 
 
 def test_the_readme_has_the_two_commands_as_they_are_run() -> None:

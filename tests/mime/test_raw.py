@@ -99,7 +99,7 @@ def test_later_changes_of_a_buffer_do_not_reach_what_is_sent() -> None:
 
 
 @EXAMPLES
-@given(written=messages())
+@given(written=messages)
 def test_whatever_the_composer_writes_passes_unchanged(written: Message) -> None:
     envelope, content = compose(written)
     _, again = composed(bytes(content), recipients=envelope.forward_paths)
