@@ -477,7 +477,10 @@ async def test_f36_what_a_fetch_of_ones_own_raises_is_told_and_is_the_cause(
     assert error.__traceback__ is None
 
 
-ODD = {"refresh_token": "refresh/token+of=ours~1", "client_secret": "client secret&more/2"}
+ODD: dict[str, t.Any] = {
+    "refresh_token": "refresh/token+of=ours~1",
+    "client_secret": "client secret&more/2",
+}
 """Secrets that look different wherever they are quoted."""
 
 

@@ -54,6 +54,14 @@ def server() -> Iterator[AiosmtpdServer]:
         yield running
 
 
+@pytest.fixture
+def app_and_mail(server: AiosmtpdServer) -> Iterator[tuple[Flask, Mail]]:
+    app, mail = make_app(server)
+    yield app, mail
+    with app.app_context():
+        mail.close()
+
+
 def in_async_view(app: Flask, mail: Mail, message: Message) -> None:
     @app.get("/")
     async def view() -> str:
@@ -85,9 +93,9 @@ WAYS = pytest.mark.parametrize("send", [in_async_view, in_sync_view, in_backgrou
 
 @WAYS
 def test_email_accepted_has_the_message_and_its_receipt(
-    server: AiosmtpdServer, send: Callable[[Flask, Mail, Message], None]
+    app_and_mail: tuple[Flask, Mail], send: Callable[[Flask, Mail, Message], None]
 ) -> None:
-    app, mail = make_app(server)
+    app, mail = app_and_mail
     message = hello()
     with (
         Told(email_accepted, app).listening() as accepted,
@@ -103,9 +111,9 @@ def test_email_accepted_has_the_message_and_its_receipt(
 
 @WAYS
 def test_email_failed_has_the_message_and_the_error(
-    server: AiosmtpdServer, send: Callable[[Flask, Mail, Message], None]
+    app_and_mail: tuple[Flask, Mail], send: Callable[[Flask, Mail, Message], None]
 ) -> None:
-    app, mail = make_app(server)
+    app, mail = app_and_mail
     message = hello(recipients=[REFUSED])
     with Told(email_accepted, app).listening() as no, Told(email_failed, app).listening() as failed:
         send(app, mail, message)
@@ -119,11 +127,12 @@ def test_email_failed_has_the_message_and_the_error(
 @pytest.mark.parametrize("signal", [email_accepted, email_failed], ids=["accepted", "failed"])
 def test_c17_a_receiver_that_fails_changes_no_outcome(
     server: AiosmtpdServer,
+    app_and_mail: tuple[Flask, Mail],
     send: Callable[[Flask, Mail, Message], None],
     signal: blinker.NamedSignal,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app, mail = make_app(server)
+    app, mail = app_and_mail
 
     def fail(sender: Flask, **what: t.Any) -> None:
         raise ZeroDivisionError
@@ -146,8 +155,8 @@ def test_nothing_is_accepted_or_failed_while_sending_is_suppressed(server: Aiosm
     assert not no.what
 
 
-def test_email_accepted_of_raw_content_has_no_message(server: AiosmtpdServer) -> None:
-    app, mail = make_app(server)
+def test_email_accepted_of_raw_content_has_no_message(app_and_mail: tuple[Flask, Mail]) -> None:
+    app, mail = app_and_mail
     raw = b"From: me@example.com\r\nSubject: Raw\r\n\r\nHi\r\n"
 
     @app.get("/")

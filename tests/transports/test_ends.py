@@ -275,7 +275,7 @@ async def test_c10_a_send_that_is_cancelled_too_late_says_that_the_file_is_or_ma
             assert go_on.wait(10)
         return real(path, target)
 
-    def sync(folder: int | str | Path, flags: int, *args: int) -> int:
+    def sync(folder: str | Path, flags: int, *args: int) -> int:
         if folder == tmp_path and is_there:
             held.set()
             assert go_on.wait(10)
