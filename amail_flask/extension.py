@@ -208,6 +208,21 @@ class Mail:
         state.dispatched(message)
         return Queued(receipt.message_id)
 
+    def render(
+        self, name: str, /, *, strict: bool = False, inline_css: bool = False, **context: t.Any
+    ) -> Message:
+        """Return the message that ``mail/NAME.subject.txt``, ``.txt`` and ``.html`` of the app say.
+
+            message = mail.render("welcome", user=user)
+            message.recipients = [user.email]
+
+        Context processors add to the context. See ``amail.templates.Templates`` for ``strict`` and
+        ``inline_css``. ``url_for`` makes absolute links. Raises MessageError, and ConfigError where
+        a link would lead to the host that the request names and nothing else.
+        """
+        templates = self._state().templates
+        return templates.render(name, strict=strict, inline_css=inline_css, **context)
+
     def connect(self) -> Connection:
         """Return a scope for sending one message after another, over one session if possible.
 

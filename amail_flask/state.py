@@ -30,6 +30,7 @@ from amail import (
 from amail.threads import start_for_users
 from amail_flask.mailers import mailer_over, make_mailer
 from amail_flask.signals import email_accepted, email_dispatched, email_failed, email_resolved
+from amail_flask.templates import AppTemplates
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -154,6 +155,13 @@ class State:
     def ascii_attachments(self, ascii_only: bool) -> None:
         for mailer in self._mailers():
             mailer.ascii_attachments = ascii_only
+
+    @functools.cached_property
+    def templates(self) -> AppTemplates:
+        """What ``mail.render`` renders with. Raises UsageError where there is no app."""
+        if self._app is None:
+            raise UsageError("render: there is no app here, whose templates it would be")
+        return AppTemplates(self._app)
 
     def portal_for(self, sending: Coroutine[t.Any, t.Any, t.Any]) -> Portal:
         """Return the background loop; it will end this app's sessions before it ends itself.
