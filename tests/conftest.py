@@ -18,6 +18,7 @@ from tests.servers.sink import smtp_sink
 
 if t.TYPE_CHECKING:
     import asyncio
+    import ssl
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
     from pathlib import Path
 
@@ -110,6 +111,18 @@ async def musts(caplog: pytest.LogCaptureFixture) -> AsyncIterator[Musts]:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Who signs the certificates of the tests' servers."""
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def server_tls(authority: Authority) -> ssl.SSLContext:
+    """What a server at 127.0.0.1 or localhost needs for TLS."""
+    return authority.server_context("127.0.0.1", "localhost")
+
+
+@pytest.fixture
+def client_tls(authority: Authority) -> ssl.SSLContext:
+    """What a client needs for TLS with such a server."""
+    return authority.client_context()
 
 
 @pytest.fixture(scope="session")

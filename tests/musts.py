@@ -31,6 +31,7 @@ import itertools
 import logging
 import os
 import re
+import sys
 import threading
 import time
 import traceback
@@ -40,6 +41,9 @@ from collections import Counter
 
 from amail.errors import DeliveryUnknown, MailError
 from amail.receipt import Receipt
+
+if sys.platform != "win32":
+    import resource
 
 if t.TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
@@ -175,9 +179,7 @@ def _waited_for_cpu() -> float:
 
 def _slept() -> int:
     """How often this thread let go of its CPU by itself. Always another number where unknown."""
-    try:
-        import resource
-    except ImportError:  # no Unix
+    if sys.platform == "win32":
         return next(_unknown)
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 

@@ -7,7 +7,6 @@ import ssl
 import typing as t
 
 import pytest
-import trustme
 
 from tests.servers.aiosmtpd_server import aiosmtpd_server
 from tests.servers.postfix import REFUSED, postfix_server
@@ -17,6 +16,7 @@ from tests.servers.sink import smtp_sink
 if t.TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.servers.authority import Authority
     from tests.servers.postfix import PostfixServer
 
 ADA, BOB = "ada@example.com", "bob@example.org"
@@ -90,12 +90,8 @@ def test_aiosmtpd_stores_refuses_and_counts_sessions() -> None:
 
 
 @pytest.mark.parametrize("implicit", [False, True])
-def test_aiosmtpd_speaks_tls_and_checks_passwords(implicit: bool) -> None:
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    trust = ssl.create_default_context()
-    authority.configure_trust(trust)
+def test_aiosmtpd_speaks_tls_and_checks_passwords(authority: Authority, implicit: bool) -> None:
+    context, trust = authority.server_context(), authority.client_context()
     with aiosmtpd_server(tls=context, implicit=implicit, users={"ada": "secret"}) as server:
         client: smtplib.SMTP
         if implicit:

@@ -388,13 +388,17 @@ async def credentials_for_the_port_on_which_servers_talk_to_each_other(its: Stra
 
 # Sender, recipients, content
 
+NOT_ITS_OWN = (
+    "username may not send as this address: change sender (default_sender), and envelope_from if "
+    "that is set, to one of its own"
+)
+
 
 @shows(
     5,
     "RecipientsRejected: the server refused every recipient: bob@example.org: 553 5.7.1 "
-    "<ada@example.com>: Sender address rejected: not owned by user bob@example.com; username "
-    "may not send as this address: change sender (default_sender), and envelope_from if that "
-    "is set, to one of its own",
+    "<ada@example.com>: Sender address rejected: not owned by user bob@example.com; "
+    f"{NOT_ITS_OWN}",
 )
 async def a_sender_that_belongs_to_somebody_else(its: Stranger) -> str:
     """As Postfix says it, which waits for RCPT."""
@@ -407,8 +411,8 @@ async def a_sender_that_belongs_to_somebody_else(its: Stranger) -> str:
 @shows(
     5,
     "SenderRejected: the server refused the sender <ada@example.com>: 501 mail from address "
-    "must be same as authorization user; username may not send as this address: change sender "
-    "(default_sender), and envelope_from if that is set, to one of its own",
+    "must be same as authorization user; "
+    f"{NOT_ITS_OWN}",
 )
 async def a_sender_that_is_not_the_user_of_qq(its: Stranger) -> str:
     return await sending_to(
@@ -419,8 +423,8 @@ async def a_sender_that_is_not_the_user_of_qq(its: Stranger) -> str:
 @shows(
     5,
     "MessageRejected: the server rejected the message: 550 5.7.60 SMTP; Client does not have "
-    "permissions to send as this sender; username may not send as this address: change sender "
-    "(default_sender), and envelope_from if that is set, to one of its own",
+    "permissions to send as this sender; "
+    f"{NOT_ITS_OWN}",
 )
 async def a_sender_that_exchange_does_not_let_this_user_have(its: Stranger) -> str:
     reply = "550 5.7.60 SMTP; Client does not have permissions to send as this sender"

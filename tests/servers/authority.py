@@ -24,3 +24,7 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.ca.issue_cert(*(names or ("127.0.0.1",))).configure_cert(context)
         return context
+
+    def client_context(self) -> ssl.SSLContext:
+        """What a client needs to trust those servers, and no others."""
+        return ssl.create_default_context(cafile=self.file)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import typing as t
 
 import pytest
 
-from amail import Receipt
+from amail import Mailer, Receipt
 from amail.errors import DeliveryUnknown, MailError, NotSent, Rejected
 from tests.messages import tokened
 
 if t.TYPE_CHECKING:
-    from amail import Mailer
+    from collections.abc import AsyncIterator
+
     from amail.errors import SendError, Stage
     from amail.testing import FaultServer
     from tests.musts import Musts
@@ -20,6 +22,13 @@ N = t.TypeVar("N", bound=NotSent)
 R = t.TypeVar("R", bound=Rejected)
 
 PIPELINING = pytest.mark.parametrize("pipelining", [True, False], ids=["pipelined", "one_by_one"])
+
+
+@contextlib.asynccontextmanager
+async def talking_to(server: FaultServer, musts: Musts, **settings: t.Any) -> AsyncIterator[Mailer]:
+    """Start a server whose notes are compared at the end; a mailer for it, with these settings."""
+    async with musts.watch(server), Mailer(server.url, **settings) as mailer:
+        yield mailer
 
 
 async def send(

@@ -22,7 +22,15 @@ from amail.errors import (
     ServerBusy,
 )
 from amail.testing import OK, Bytes, FaultServer, Hang, Partial, Say
-from tests.smtp.outcomes import accepted, assert_dropped, assert_kept, not_sent, said, send
+from tests.smtp.outcomes import (
+    accepted,
+    assert_dropped,
+    assert_kept,
+    not_sent,
+    said,
+    send,
+    talking_to,
+)
 from tests.smtp.test_faults_opening import black_hole
 
 if t.TYPE_CHECKING:
@@ -163,11 +171,8 @@ async def test_f8_a_source_address_this_machine_does_not_have_is_a_config_error(
 
 
 async def test_f8_a_source_address_it_has_is_used(musts: Musts) -> None:
-    async with (
-        FaultServer() as server,
-        Mailer(server.url, source_address="127.0.0.2") as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer()
+    async with talking_to(server, musts, source_address="127.0.0.2") as mailer:
         accepted(await send(musts, mailer))
         (session,) = server._sessions
         assert session.wire._socket.getpeername()[0] == "127.0.0.2"
@@ -181,19 +186,16 @@ async def test_f14_half_a_reply_and_the_end_is_a_connection_lost_after_two_tries
     musts: Musts, stage: str
 ) -> None:
     script: t.Any = {stage: Partial("220 hel" if stage == "greeting" else "250-fau")}
-    async with FaultServer(script) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(script)
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ConnectionLost, stage=t.cast("t.Any", stage), retryable=True)
         assert server.connections == 2
 
 
 async def test_f19_a_server_silent_at_ehlo_is_timed_out_twice(musts: Musts) -> None:
-    async with (
-        FaultServer(ehlo=[Hang(), Hang(), OK]) as server,
-        Mailer(server.url, command_timeout=0.2) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(ehlo=[Hang(), Hang(), OK])
+    async with talking_to(server, musts, command_timeout=0.2) as mailer:
         async with musts.within(0.5):
             not_sent(await send(musts, mailer), SendTimeout, stage="ehlo", retryable=True)
         assert server.connections == 2
@@ -201,22 +203,16 @@ async def test_f19_a_server_silent_at_ehlo_is_timed_out_twice(musts: Musts) -> N
 
 
 async def test_f21_a_421_to_ehlo_is_a_busy_server(musts: Musts) -> None:
-    async with (
-        FaultServer(ehlo=["421 4.3.2 closing", OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(ehlo=["421 4.3.2 closing", OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ServerBusy, stage="ehlo", retryable=True, code=421)
         await assert_dropped(musts, server, mailer)
 
 
 async def test_f21_an_ehlo_name_that_is_refused_is_named_with_what_to_set(musts: Musts) -> None:
-    async with (
-        FaultServer(ehlo=["550 5.7.1 who are you", OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(ehlo=["550 5.7.1 who are you", OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
         error = not_sent(result, ConnectError, stage="ehlo", retryable=False, code=550)
         assert "local_hostname" in str(error)
@@ -240,8 +236,8 @@ LONG = "250 fault.test\nPIPELINING\nSIZE 1000000\n"
 async def test_f22_a_strange_list_of_extensions_is_understood_and_not_shown_as_it_is(
     musts: Musts, reply: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with FaultServer(ehlo=Say(reply)) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(ehlo=Say(reply))
+    async with talking_to(server, musts) as mailer:
         accepted(await send(musts, mailer))
         mail = next(each.line for each in server.commands if each.line.startswith("MAIL"))
         assert "SIZE=" in mail
@@ -251,19 +247,14 @@ async def test_f22_a_strange_list_of_extensions_is_understood_and_not_shown_as_i
 
 async def test_f22_more_than_any_server_has_to_say_is_no_reply(musts: Musts) -> None:
     reply = "250 fault.test\n" + "\n".join(f"X-EXTENSION-{number}" for number in range(5000))
-    async with FaultServer(ehlo=Say(reply)) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
-        async with musts.within(0.5):
-            not_sent(await send(musts, mailer), ProtocolError, stage="ehlo", retryable=True)
+    async with talking_to(FaultServer(ehlo=Say(reply)), musts) as mailer, musts.within(0.5):
+        not_sent(await send(musts, mailer), ProtocolError, stage="ehlo", retryable=True)
 
 
 @pytest.mark.parametrize("octets", [b"x", b"220-hello\r\n"], ids=["f17_one_line", "f18_many_lines"])
 async def test_f17_f18_a_greeting_without_an_end_is_no_reply(musts: Musts, octets: bytes) -> None:
-    async with (
-        FaultServer(greeting=Bytes(octets * 50_000, then=Hang())) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(greeting=Bytes(octets * 50_000, then=Hang()))
+    async with talking_to(server, musts) as mailer:
         async with musts.within(1):
             result = await send(musts, mailer)
         not_sent(result, ProtocolError, stage="greeting", retryable=False)

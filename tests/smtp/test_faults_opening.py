@@ -53,28 +53,16 @@ from tests.smtp.outcomes import (
     not_sent,
     said,
     send,
+    talking_to,
 )
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from amail.smtp.settings import TLSMode
+    from amail.testing import Script
     from tests.musts import Musts
-
-
-class Authority(t.NamedTuple):
-    """Who signs the servers' certificates, and the file that says so."""
-
-    ca: trustme.CA
-    file: Path
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    ca, file = trustme.CA(), tmp_path_factory.mktemp("authority") / "ca.pem"
-    ca.cert_pem.write_to_path(file)
-    return Authority(ca, file)
+    from tests.servers.authority import Authority
 
 
 def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
@@ -160,11 +148,8 @@ async def test_f6_a_black_holed_address_costs_a_quarter_of_a_second(
 async def test_f9_a_server_that_never_greets_is_timed_out_at_the_greeting_twice(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(connect=[Hang(), Hang(), OK]) as server,
-        Mailer(server.url, command_timeout=0.2) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(connect=[Hang(), Hang(), OK])
+    async with talking_to(server, musts, command_timeout=0.2) as mailer:
         async with musts.within(0.5):
             result = await send(musts, mailer)
         error = not_sent(result, SendTimeout, stage="greeting", retryable=True)
@@ -174,11 +159,8 @@ async def test_f9_a_server_that_never_greets_is_timed_out_at_the_greeting_twice(
 
 
 async def test_f9_the_second_try_is_accepted_where_the_server_greets_it(musts: Musts) -> None:
-    async with (
-        FaultServer(connect=[Hang(), OK]) as server,
-        Mailer(server.url, command_timeout=0.2) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(connect=[Hang(), OK])
+    async with talking_to(server, musts, command_timeout=0.2) as mailer:
         accepted(await send(musts, mailer), attempts=2)
         assert server.connections == 2
 
@@ -190,8 +172,8 @@ async def test_f9_the_second_try_is_accepted_where_the_server_greets_it(musts: M
 async def test_f10_f11_a_connection_that_ends_before_the_greeting_is_lost_after_two_tries(
     musts: Musts, end: Close | Reset, stage: t.Literal["connect", "greeting"]
 ) -> None:
-    async with FaultServer({stage: [end, end, OK]}) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer({stage: [end, end, OK]})
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
         error = not_sent(result, ConnectionLost, stage="greeting", retryable=True)
         assert isinstance(error, ConnectionError)
@@ -205,8 +187,8 @@ async def test_f10_f11_a_connection_that_ends_before_the_greeting_is_lost_after_
 async def test_f10_f11_the_second_try_is_accepted_where_the_server_stays(
     musts: Musts, end: Close | Reset
 ) -> None:
-    async with FaultServer(connect=[end, OK]) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(connect=[end, OK])
+    async with talking_to(server, musts) as mailer:
         accepted(await send(musts, mailer), attempts=2)
         assert server.connections == 2
 
@@ -223,19 +205,15 @@ async def test_f11_an_rst_that_comes_before_we_can_look_is_tried_again_too(
         await connect(*arguments)
 
     monkeypatch.setattr(loop, "sock_connect", reset_once)
-    async with FaultServer() as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    async with talking_to(FaultServer(), musts) as mailer:
         accepted(await send(musts, mailer), attempts=2)
 
 
 async def test_f12_a_greeting_of_554_is_a_connect_error_with_its_reply_and_not_tried_again(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(greeting=["554 5.3.2 no mail here", OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(greeting=["554 5.3.2 no mail here", OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
         error = not_sent(result, ConnectError, stage="greeting", retryable=False, code=554)
         assert error.reply
@@ -249,11 +227,8 @@ async def test_f12_a_greeting_of_554_is_a_connect_error_with_its_reply_and_not_t
 async def test_f13_too_many_connections_leave_the_only_sender_with_a_busy_server(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(greeting=["421 4.7.0 too many connections", OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(greeting=["421 4.7.0 too many connections", OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ServerBusy, stage="greeting", retryable=True, code=421)
         assert server.connections == 1
@@ -263,13 +238,10 @@ async def test_f13_too_many_connections_leave_the_only_sender_with_a_busy_server
 async def test_f13_with_another_session_open_the_sender_waits_for_it_before_all_others(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(
-            greeting=ByConnection({2: "421 4.7.0 too many connections"}), mail={1: Hang()}
-        ) as server,
-        Mailer(server.url, max_connections=2) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(
+        greeting=ByConnection({2: "421 4.7.0 too many connections"}), mail={1: Hang()}
+    )
+    async with talking_to(server, musts, max_connections=2) as mailer:
         tokens = [musts.token() for _ in range(3)]
         async with asyncio.TaskGroup() as senders:
             sending = []
@@ -311,7 +283,7 @@ class End(t.NamedTuple):
 async def test_f9_to_f13_inside_tls_a_fault_of_the_greeting_is_told_from_one_of_the_handshake(
     musts: Musts, authority: Authority, greeting: Hang | Close | Reset | Say, end: End
 ) -> None:
-    tls = server_context(authority.ca.issue_cert("127.0.0.1"))
+    tls = authority.server_context()
     async with (
         FaultServer(greeting=greeting, tls=tls, implicit=True) as server,
         Mailer(server.url, ca_file=authority.file, command_timeout=0.4) as mailer,
@@ -336,11 +308,8 @@ async def test_f9_to_f13_inside_tls_a_fault_of_the_greeting_is_told_from_one_of_
 async def test_f15_another_protocol_on_the_port_is_named_and_not_tried_again(
     musts: Musts, octets: bytes
 ) -> None:
-    async with (
-        FaultServer(greeting=[Bytes(octets, Hang()), OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(greeting=[Bytes(octets, Hang()), OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
         error = not_sent(result, ProtocolError, stage="greeting", retryable=False)
         assert "does not speak SMTP on this port" in str(error)
@@ -350,8 +319,8 @@ async def test_f15_another_protocol_on_the_port_is_named_and_not_tried_again(
 
 @pytest.mark.parametrize("octets", [b"220 fault.test ESMTP\n", b"220fault.test\r\n", b"220\r\n"])
 async def test_f48_a_greeting_that_is_only_untidy_is_taken(musts: Musts, octets: bytes) -> None:
-    async with FaultServer(greeting=Bytes(octets)) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(greeting=Bytes(octets))
+    async with talking_to(server, musts) as mailer:
         accepted(await send(musts, mailer))
         await assert_kept(musts, server, mailer)
 
@@ -375,7 +344,7 @@ async def test_f16_tls_from_the_start_towards_a_plain_port_names_the_other_way(
 async def test_f16_a_port_that_waits_for_tls_is_named_where_no_greeting_comes(
     musts: Musts, authority: Authority
 ) -> None:
-    tls = server_context(authority.ca.issue_cert("127.0.0.1"))
+    tls = authority.server_context()
     async with (
         FaultServer(tls=tls, implicit=True) as server,
         Mailer(f"smtp://127.0.0.1:{server.port}", command_timeout=0.2) as mailer,
@@ -393,8 +362,8 @@ async def test_f16_a_port_that_waits_for_tls_is_named_where_no_greeting_comes(
 async def test_f20_a_server_that_knows_only_helo_gets_the_message_without_extensions(
     musts: Musts, refusal: str
 ) -> None:
-    async with FaultServer(ehlo=refusal) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(ehlo=refusal)
+    async with talking_to(server, musts) as mailer:
         accepted(await send(musts, mailer))
         assert said(server) == ["EHLO", "HELO", "MAIL", "RCPT", "DATA"]
         assert server.messages[0].mail_options == ()
@@ -413,11 +382,8 @@ async def test_f20_helo_does_not_do_where_tls_is_required(musts: Musts) -> None:
 
 
 async def test_f20_helo_does_not_do_where_credentials_are_set(musts: Musts) -> None:
-    async with (
-        FaultServer(ehlo="502 5.5.1 no EHLO here") as server,
-        Mailer(server.url, username="ada", password=PASSWORD) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(ehlo="502 5.5.1 no EHLO here")
+    async with talking_to(server, musts, username="ada", password=PASSWORD) as mailer:
         not_sent(await send(musts, mailer), AuthenticationError, stage="auth", retryable=False)
         assert server.connections == 1
         assert "MAIL" not in said(server)
@@ -441,11 +407,9 @@ async def test_f23_nothing_is_said_in_the_clear_where_starttls_is_not_offered(
 async def test_f24_starttls_refused_for_now_may_do_later(
     musts: Musts, authority: Authority
 ) -> None:
+    starttls: Script = ["454 4.7.0 TLS not available", OK]
     async with (
-        FaultServer(
-            tls=server_context(authority.ca.issue_cert("127.0.0.1")),
-            starttls=["454 4.7.0 TLS not available", OK],
-        ) as server,
+        FaultServer(tls=authority.server_context(), starttls=starttls) as server,
         Mailer(server.url, tls="starttls", ca_file=authority.file) as mailer,
     ):
         musts.watch(server, tls_required=True)
@@ -544,7 +508,7 @@ async def test_f27_a_bad_certificate_ends_the_session_before_a_secret_is_said(
 async def test_f27_a_good_certificate_is_the_only_difference(
     musts: Musts, authority: Authority, mode: TLSMode
 ) -> None:
-    tls = server_context(authority.ca.issue_cert("127.0.0.1"))
+    tls = authority.server_context()
     async with (
         FaultServer(
             tls=tls, implicit=mode == "implicit", users={"ada": PASSWORD}, auth_required=True
@@ -566,11 +530,8 @@ async def test_f27_a_good_certificate_is_the_only_difference(
 async def test_f31_credentials_that_the_server_does_not_want_are_an_error_with_a_hint(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer() as server,
-        Mailer(server.url, username="ada", password=PASSWORD) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer()
+    async with talking_to(server, musts, username="ada", password=PASSWORD) as mailer:
         result = await send(musts, mailer)
         error = not_sent(result, AuthenticationError, stage="auth", retryable=False)
         assert "set tls" in str(error)
@@ -581,11 +542,8 @@ async def test_f31_credentials_that_the_server_does_not_want_are_an_error_with_a
 
 
 async def test_f32_wrong_credentials_are_tried_once(musts: Musts) -> None:
-    async with (
-        FaultServer(users={"ada": "another"}) as server,
-        Mailer(server.url, username="ada", password=PASSWORD) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(users={"ada": "another"})
+    async with talking_to(server, musts, username="ada", password=PASSWORD) as mailer:
         result = await send(musts, mailer)
         error = not_sent(result, AuthenticationError, stage="auth", retryable=False, code=535)
         assert error.reply

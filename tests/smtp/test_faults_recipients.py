@@ -8,8 +8,7 @@ import typing as t
 
 import pytest
 
-from amail import Mailer
-from amail.errors import RecipientsRejected, SenderRejected
+from amail.errors import RecipientsRejected, Rejected, SenderRejected
 from amail.testing import OK, Close, EachMessage, FaultServer, Hang, Say
 from tests.messages import tokened
 from tests.smtp.outcomes import (
@@ -20,6 +19,7 @@ from tests.smtp.outcomes import (
     rejected,
     said,
     send,
+    talking_to,
     unknown,
 )
 
@@ -40,11 +40,8 @@ def only(count: int) -> EachMessage:
 async def test_f54_who_is_one_too_many_gets_it_in_a_next_transaction(
     musts: Musts, pipelining: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with (
-        FaultServer(rcpt=only(5)) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=only(5))
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         receipt = accepted(await send(musts, mailer, 12))
         assert receipt.transactions == 3
         assert receipt.accepted == receipt.envelope.forward_paths
@@ -64,8 +61,7 @@ async def test_f54_who_is_refused_in_any_transaction_is_named(musts: Musts) -> N
             return "550 5.1.1 no such user"
         return TOO_MANY if moment.nth > 3 else None
 
-    async with FaultServer(rcpt=EachMessage(script)) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    async with talking_to(FaultServer(rcpt=EachMessage(script)), musts) as mailer:
         receipt = accepted(await send(musts, mailer, 7))
         paths = receipt.envelope.forward_paths
         assert {path: reply.code for path, reply in receipt.refused.items()} == {
@@ -76,11 +72,8 @@ async def test_f54_who_is_refused_in_any_transaction_is_named(musts: Musts) -> N
 
 
 async def test_f54_a_later_part_that_is_rejected_is_refused(musts: Musts) -> None:
-    async with (
-        FaultServer(rcpt=only(2), final={2: "554 5.7.1 not that one"}) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    final = {2: "554 5.7.1 not that one"}
+    async with talking_to(FaultServer(rcpt=only(2), final=final), musts) as mailer:
         receipt = accepted(await send(musts, mailer, 5))
         paths = receipt.envelope.forward_paths
         assert receipt.accepted == (*paths[:2], paths[4])
@@ -91,11 +84,7 @@ async def test_f54_a_later_part_that_is_rejected_is_refused(musts: Musts) -> Non
 
 
 async def test_f54_a_later_part_that_is_not_sent_is_refused_for_now(musts: Musts) -> None:
-    async with (
-        FaultServer(rcpt=only(2), data=[OK, Close()]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    async with talking_to(FaultServer(rcpt=only(2), data=[OK, Close()]), musts) as mailer:
         receipt = accepted(await send(musts, mailer, 4))
         assert receipt.accepted == receipt.envelope.forward_paths[:2]
         assert {reply.code for reply in receipt.refused.values()} == {451}
@@ -105,11 +94,7 @@ async def test_f54_a_later_part_that_is_not_sent_is_refused_for_now(musts: Musts
 async def test_f54_a_later_part_that_is_unknown_names_the_unknown_recipients_only(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(rcpt=only(2), final={2: Close()}) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    async with talking_to(FaultServer(rcpt=only(2), final={2: Close()}), musts) as mailer:
         error = unknown(await send(musts, mailer, 6))
         first, second, third = (error.recipients, error.accepted, tuple(error.refused))
         paths = sorted([*first, *second, *third])
@@ -120,21 +105,14 @@ async def test_f54_a_later_part_that_is_unknown_names_the_unknown_recipients_onl
 
 
 async def test_f54_a_stale_session_between_the_parts_is_replaced(musts: Musts) -> None:
-    async with (
-        FaultServer(rcpt=only(2), mail={2: Close()}) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    async with talking_to(FaultServer(rcpt=only(2), mail={2: Close()}), musts) as mailer:
         receipt = accepted(await send(musts, mailer, 4))
         assert (receipt.transactions, len(receipt.accepted)) == (2, 4)
 
 
 async def test_f54_where_all_are_needed_one_too_many_is_one_refused(musts: Musts) -> None:
-    async with (
-        FaultServer(rcpt=only(2)) as server,
-        Mailer(server.url, all_recipients=True) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=only(2))
+    async with talking_to(server, musts, all_recipients=True) as mailer:
         result = await send(musts, mailer, 3)
         rejected(result, RecipientsRejected, stage="rcpt", retryable=True, code=452)
         assert not server.messages
@@ -143,11 +121,8 @@ async def test_f54_where_all_are_needed_one_too_many_is_one_refused(musts: Musts
 async def test_f54_a_send_cancelled_in_a_later_part_says_for_how_many_it_was_accepted(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(rcpt=only(2), data=[OK, Hang()]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=only(2), data=[OK, Hang()])
+    async with talking_to(server, musts) as mailer:
         token = musts.token()
         sending = asyncio.ensure_future(mailer.send(tokened(token, 4)))
         await server.reached("data", 2)
@@ -160,11 +135,7 @@ async def test_f54_a_send_cancelled_in_a_later_part_says_for_how_many_it_was_acc
 
 
 async def test_f54_a_deadline_covers_all_parts(musts: Musts) -> None:
-    async with (
-        FaultServer(rcpt=only(1), mail={3: Hang()}) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    async with talking_to(FaultServer(rcpt=only(1), mail={3: Hang()}), musts) as mailer:
         token = musts.token()
         async with musts.within(0.5):
             sending = mailer.send(tokened(token, 4), timeout=0.5)
@@ -173,35 +144,25 @@ async def test_f54_a_deadline_covers_all_parts(musts: Musts) -> None:
         assert len(receipt.refused) == 2
 
 
+Refusing = t.Literal["mail", "rcpt"]
+Ending = t.Literal["rcpt", "data"]
 CLOSING = Say("421 4.7.0 too many errors", then=Close())
-ENDS = pytest.mark.parametrize("end", [CLOSING, Close()], ids=["421", "fin"])
 
 
-@ENDS
-async def test_f40_a_sender_refused_before_the_session_ends_is_a_sender_refused(
-    musts: Musts, end: Action
+@pytest.mark.parametrize("end", [CLOSING, Close()], ids=["421", "fin"])
+@pytest.mark.parametrize(
+    ("refusing", "ending", "kind"),
+    [
+        pytest.param("mail", "rcpt", SenderRejected, id="f40_a_sender"),
+        pytest.param("rcpt", "data", RecipientsRejected, id="f50_all_recipients"),
+    ],
+)
+async def test_f40_f50_what_was_refused_before_the_session_ended_stays_refused(
+    musts: Musts, refusing: Refusing, ending: Ending, kind: type[Rejected], end: Action
 ) -> None:
-    async with (
-        FaultServer(mail=["550 5.7.1 no", OK], rcpt=[end, OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer({refusing: ["550 5.7.1 no", OK], ending: [end, OK]})
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer)
-        rejected(result, SenderRejected, stage="mail", retryable=False, code=550)
-        assert server.connections == 1
-        await assert_dropped(musts, server, mailer)
-
-
-@ENDS
-async def test_f50_recipients_refused_before_the_session_ends_are_recipients_refused(
-    musts: Musts, end: Action
-) -> None:
-    async with (
-        FaultServer(rcpt=["550 5.1.1 no", OK], data=[end, OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
-        result = await send(musts, mailer)
-        rejected(result, RecipientsRejected, stage="rcpt", retryable=False, code=550)
+        rejected(result, kind, stage=refusing, retryable=False, code=550)
         assert server.connections == 1
         await assert_dropped(musts, server, mailer)

@@ -45,6 +45,7 @@ from tests.smtp.outcomes import (
     rejected,
     said,
     send,
+    talking_to,
     unknown,
 )
 
@@ -71,11 +72,8 @@ def large(octets: int) -> dict[str, t.Any]:
 async def test_f38_a_421_to_mail_is_tried_once_more_over_a_fresh_session(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=["421 4.3.2 closing", "421 4.3.2 closing", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=["421 4.3.2 closing", "421 4.3.2 closing", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ServerBusy, stage="mail", retryable=True, code=421)
         assert server.connections == 2
@@ -86,11 +84,8 @@ async def test_f38_a_421_to_mail_is_tried_once_more_over_a_fresh_session(
 async def test_f38_the_fresh_session_is_accepted_as_a_second_attempt(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=[Say("421 4.3.2 closing", Close()), OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[Say("421 4.3.2 closing", Close()), OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         accepted(await send(musts, mailer), attempts=2)
         assert server.connections == 2
         await assert_kept(musts, server, mailer)
@@ -101,11 +96,8 @@ async def test_f38_the_fresh_session_is_accepted_as_a_second_attempt(
 async def test_f39_a_sender_refused_for_now_may_be_taken_later(
     musts: Musts, code: int, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=[f"{code} 4.7.1 not now", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[f"{code} 4.7.1 not now", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         rejected(result, SenderRejected, stage="mail", retryable=True, code=code)
         assert server.connections == 1
@@ -117,11 +109,8 @@ async def test_f39_a_sender_refused_for_now_may_be_taken_later(
 async def test_f40_a_sender_refused_for_good_is_rejected(
     musts: Musts, code: int, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=[f"{code} 5.1.8 never", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[f"{code} 5.1.8 never", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         error = rejected(result, SenderRejected, stage="mail", retryable=False, code=code)
         assert "ada@example.com" in str(error)
@@ -134,11 +123,8 @@ async def test_f40_a_sender_refused_for_good_is_rejected(
 async def test_f41_a_sender_refused_for_the_size_is_a_message_too_large(
     musts: Musts, reply: str, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=[reply, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[reply, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         rejected(result, MessageTooLarge, stage="mail", retryable=False, code=int(reply[:3]))
         assert server.connections == 1
@@ -146,8 +132,8 @@ async def test_f41_a_sender_refused_for_the_size_is_a_message_too_large(
 
 
 async def test_f41_what_is_larger_than_the_size_offered_never_gets_to_mail(musts: Musts) -> None:
-    async with FaultServer(extensions=("SIZE 5000",)) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(extensions=("SIZE 5000",))
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer, **large(10_000))
         rejected(result, MessageTooLarge, stage="mail", retryable=False, code=None)
         assert said(server) == ["EHLO"]
@@ -158,11 +144,8 @@ async def test_f41_what_is_larger_than_the_size_offered_never_gets_to_mail(musts
 async def test_f42_a_session_that_lost_its_authentication_is_replaced_once(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=["530 5.7.0 who are you?", "530 5.7.0 who are you?", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=["530 5.7.0 who are you?", "530 5.7.0 who are you?", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         not_sent(result, AuthenticationError, stage="mail", retryable=False, code=530)
         assert server.connections == 2
@@ -173,11 +156,8 @@ async def test_f42_a_session_that_lost_its_authentication_is_replaced_once(
 async def test_f43_a_bad_sequence_is_replaced_by_a_fresh_session_once(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=["503 5.5.1 nested MAIL", "503 5.5.1 nested MAIL", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=["503 5.5.1 nested MAIL", "503 5.5.1 nested MAIL", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ProtocolError, stage="mail", retryable=True, code=503)
         assert server.connections == 2
@@ -189,11 +169,8 @@ async def test_f43_a_bad_sequence_is_replaced_by_a_fresh_session_once(
 async def test_f42_f43_the_fresh_session_is_accepted_as_a_second_attempt(
     musts: Musts, reply: str, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=[reply, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[reply, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         accepted(await send(musts, mailer), attempts=2)
         assert server.connections == 2
 
@@ -203,11 +180,8 @@ async def test_f42_f43_the_fresh_session_is_accepted_as_a_second_attempt(
 async def test_f45_a_session_that_died_idle_is_replaced_without_counting_an_attempt(
     musts: Musts, end: Close | Reset, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=[OK, end, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[OK, end, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         accepted(await send(musts, mailer))
         assert mailer.stats().reconnects == 0
         accepted(await send(musts, mailer), attempts=1)
@@ -221,11 +195,8 @@ async def test_f45_a_session_that_died_idle_is_replaced_without_counting_an_atte
 async def test_f45_behind_the_session_that_died_idle_two_attempts_are_made(
     musts: Musts, end: Close | Reset, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=[OK, end, end, end, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[OK, end, end, end, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         accepted(await send(musts, mailer))
         result = await send(musts, mailer)
         error = not_sent(result, ConnectionLost, stage="mail", retryable=True)
@@ -239,11 +210,8 @@ async def test_f45_behind_the_session_that_died_idle_two_attempts_are_made(
 async def test_f45_a_session_whose_end_was_seen_while_idle_costs_no_attempt(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[Say("250 2.0.0 ok", Close()), OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Say("250 2.0.0 ok", Close()), OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         accepted(await send(musts, mailer))
         await server.all_closed()
         accepted(await send(musts, mailer), attempts=1)
@@ -255,13 +223,8 @@ async def test_f45_a_session_whose_end_was_seen_while_idle_costs_no_attempt(
 async def test_f45_many_sessions_that_died_idle_are_replaced_at_once(
     musts: Musts, end: Close | Reset, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(
-            mail=EachConnection([OK, end]), final={1: Hang(), 2: Hang(), 3: Hang()}
-        ) as server,
-        Mailer(server.url, pipelining=pipelining, max_connections=3) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=EachConnection([OK, end]), final={1: Hang(), 2: Hang(), 3: Hang()})
+    async with talking_to(server, musts, pipelining=pipelining, max_connections=3) as mailer:
         for _ in range(2):
             async with asyncio.TaskGroup() as senders:
                 sending = [senders.create_task(send(musts, mailer)) for _ in range(3)]
@@ -283,11 +246,8 @@ async def test_f46_two_replies_in_one_segment_end_the_session_before_the_content
 ) -> None:
     code = b"354" if stage == "data" else b"250"
     twice = Bytes(code + b" ok\r\n250 2.0.0 ok, queued\r\n")
-    async with (
-        FaultServer({stage: [twice, twice, OK]}) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer({stage: [twice, twice, OK]})
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         assert type(result) is ProtocolError, repr(result)
         assert (result.outcome, result.retryable) == ("not_sent", True)
@@ -301,11 +261,8 @@ async def test_f46_replies_to_commands_that_were_not_said_yet_are_not_believed(
     musts: Musts, pipelining: bool
 ) -> None:
     all_at_once = Bytes(b"250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go\r\n250 2.0.0 ok\r\n")
-    async with (
-        FaultServer(mail=[all_at_once, all_at_once, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=[all_at_once, all_at_once, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         assert type(result) is ProtocolError, repr(result)
         assert "more replies than commands" in str(result)
@@ -322,11 +279,8 @@ async def test_f46_replies_to_commands_that_were_not_said_yet_are_not_believed(
 async def test_f46_f70_what_comes_behind_the_250_to_the_dot_costs_the_session_only(
     musts: Musts, behind: bytes, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[Bytes(b"250 2.0.0 ok, queued as A1B2C3\r\n" + behind), OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Bytes(b"250 2.0.0 ok, queued as A1B2C3\r\n" + behind), OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         receipt = accepted(await send(musts, mailer))
         assert receipt.queue_id == "A1B2C3"
         await assert_dropped(musts, server, mailer)
@@ -357,11 +311,8 @@ async def test_f47_what_is_no_reply_before_the_content_is_a_protocol_error_tried
     musts: Musts, octets: bytes, stage: t.Literal["mail", "rcpt", "data"], pipelining: bool
 ) -> None:
     wrong = Bytes(octets)
-    async with (
-        FaultServer({stage: [wrong, wrong, OK]}) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer({stage: [wrong, wrong, OK]})
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ProtocolError, stage=stage, retryable=True)
         assert server.connections == 2
@@ -373,11 +324,8 @@ async def test_f47_what_is_no_reply_before_the_content_is_a_protocol_error_tried
 async def test_f47_what_is_no_reply_to_the_dot_leaves_delivery_unknown(
     musts: Musts, octets: bytes, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[Bytes(octets), OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Bytes(octets), OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         unknown(await send(musts, mailer))
         assert server.connections == 1
         await assert_dropped(musts, server, mailer)
@@ -388,11 +336,8 @@ async def test_f47_the_last_line_of_a_reply_has_the_code_that_counts(
     musts: Musts, pipelining: bool
 ) -> None:
     mixed = {1: Bytes(b"250-well\r\n550 5.1.1 no\r\n"), 2: Bytes(b"550-no\r\n250 2.1.5 well\r\n")}
-    async with (
-        FaultServer(rcpt=mixed) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=mixed)
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         receipt = accepted(await send(musts, mailer, 2))
         first, second = receipt.envelope.forward_paths
         assert receipt.accepted == (second,)
@@ -410,11 +355,8 @@ async def test_f48_a_reply_that_is_only_untidy_is_taken(
     musts: Musts, text: bytes, end: bytes, pipelining: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     fine, go_on = Bytes(b"250" + text + end), Bytes(b"354" + text + end)
-    async with (
-        FaultServer(mail=fine, rcpt=fine, data=go_on, final=fine) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=fine, rcpt=fine, data=go_on, final=fine)
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         receipt = accepted(await send(musts, mailer))
         assert receipt.reply.code == 250
         await assert_kept(musts, server, mailer)
@@ -427,11 +369,8 @@ async def test_f48_a_reply_that_is_only_untidy_is_taken(
 async def test_f48_an_acceptance_without_a_space_behind_its_code_is_one(
     musts: Musts, text: bytes, end: bytes, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=Bytes(b"250" + text + end)) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=Bytes(b"250" + text + end))
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         receipt = accepted(await send(musts, mailer))
         assert receipt.reply.code == 250
         await assert_kept(musts, server, mailer)
@@ -451,11 +390,8 @@ async def test_f48_an_acceptance_without_a_space_behind_its_code_is_one(
 async def test_f49_a_positive_reply_of_the_wrong_kind_is_a_protocol_error_tried_twice(
     musts: Musts, stage: t.Literal["mail", "rcpt", "data"], reply: str, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer({stage: [reply, reply, OK]}) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer({stage: [reply, reply, OK]})
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ProtocolError, stage=stage, retryable=True)
         assert server.connections == 2
@@ -471,11 +407,8 @@ async def test_f50_all_recipients_refused_for_good_is_one_rejection(
     musts: Musts, recipients: int, pipelining: bool
 ) -> None:
     refusals = ["550 5.1.1 no such user"] * recipients
-    async with (
-        FaultServer(rcpt=[*refusals, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=[*refusals, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer, recipients)
         error = rejected(result, RecipientsRejected, stage="rcpt", retryable=False, code=550)
         assert len(error.refused) == recipients
@@ -489,11 +422,8 @@ async def test_f50_all_recipients_refused_for_good_is_one_rejection(
 async def test_f50_a_server_that_goes_on_with_nobody_gets_an_empty_content(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(rcpt=["550 5.1.1 no such user", OK], data=["354 go ahead", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=["550 5.1.1 no such user", OK], data=["354 go ahead", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         rejected(result, RecipientsRejected, stage="rcpt", retryable=False, code=550)
         assert server.connections == 1
@@ -506,11 +436,8 @@ async def test_f51_all_recipients_deferred_may_be_taken_later(
     musts: Musts, recipients: int, pipelining: bool
 ) -> None:
     refusals = ["450 4.2.1 greylisted"] * recipients
-    async with (
-        FaultServer(rcpt=[*refusals, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=[*refusals, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer, recipients)
         error = rejected(result, RecipientsRejected, stage="rcpt", retryable=True, code=450)
         assert [reply.transient for reply in error.refused.values()] == [True] * recipients
@@ -522,11 +449,8 @@ async def test_f51_all_recipients_deferred_may_be_taken_later(
 async def test_f52_some_recipients_refused_is_a_success_that_names_them(
     musts: Musts, pipelining: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with (
-        FaultServer(rcpt={2: "550 5.1.1 no such user"}) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt={2: "550 5.1.1 no such user"})
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         receipt = accepted(await send(musts, mailer, 3))
         first, second, third = receipt.envelope.forward_paths
         assert receipt.accepted == (first, third)
@@ -542,11 +466,8 @@ async def test_f52_some_recipients_refused_is_a_success_that_names_them(
 async def test_f52_where_all_are_needed_one_refusal_stops_before_data_and_rset_comes_next(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(rcpt={2: "550 5.1.1 no such user"}) as server,
-        Mailer(server.url, pipelining=pipelining, all_recipients=True) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt={2: "550 5.1.1 no such user"})
+    async with talking_to(server, musts, pipelining=pipelining, all_recipients=True) as mailer:
         result = await send(musts, mailer, 3)
         error = rejected(result, RecipientsRejected, stage="rcpt", retryable=False, code=550)
         (path,) = error.refused
@@ -564,11 +485,8 @@ async def test_f52_where_all_are_needed_one_refusal_stops_before_data_and_rset_c
 async def test_f56_a_421_to_a_recipient_means_nobody_gets_it_and_a_fresh_session_is_tried(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(rcpt=EachMessage({2: "421 4.3.2 closing"})) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=EachMessage({2: "421 4.3.2 closing"}))
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer, 3)
         error = not_sent(result, ServerBusy, stage="rcpt", retryable=True, code=421)
         assert len(error.recipients) == 3
@@ -578,11 +496,8 @@ async def test_f56_a_421_to_a_recipient_means_nobody_gets_it_and_a_fresh_session
 
 @PIPELINING
 async def test_f56_all_get_it_over_the_fresh_session(musts: Musts, pipelining: bool) -> None:
-    async with (
-        FaultServer(rcpt={2: "421 4.3.2 closing"}) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt={2: "421 4.3.2 closing"})
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         receipt = accepted(await send(musts, mailer, 3), attempts=2)
         assert len(receipt.accepted) == 3
         assert not receipt.refused
@@ -593,11 +508,8 @@ async def test_f56_all_get_it_over_the_fresh_session(musts: Musts, pipelining: b
 async def test_f57_no_reply_to_the_third_recipient_means_nobody_gets_it(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(rcpt=EachMessage({3: Hang()})) as server,
-        Mailer(server.url, pipelining=pipelining, command_timeout=0.2) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(rcpt=EachMessage({3: Hang()}))
+    async with talking_to(server, musts, pipelining=pipelining, command_timeout=0.2) as mailer:
         async with musts.within(0.5):
             result = await send(musts, mailer, 5)
         error = not_sent(result, SendTimeout, stage="rcpt", retryable=True)
@@ -623,11 +535,8 @@ async def test_f57_no_reply_to_the_third_recipient_means_nobody_gets_it(
 async def test_f58_a_no_to_data_is_a_rejection_and_rset_comes_next(
     musts: Musts, reply: str, kind: type[Rejected], retryable: bool, *, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(data=[reply, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(data=[reply, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         rejected(result, kind, stage="data", retryable=retryable, code=int(reply[:3]))
         assert server.connections == 1
@@ -637,11 +546,8 @@ async def test_f58_a_no_to_data_is_a_rejection_and_rset_comes_next(
 
 @PIPELINING
 async def test_f59_no_reply_to_data_is_timed_out_twice(musts: Musts, pipelining: bool) -> None:
-    async with (
-        FaultServer(data=[Hang(), Hang(), OK]) as server,
-        Mailer(server.url, pipelining=pipelining, data_timeout=0.2) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(data=[Hang(), Hang(), OK])
+    async with talking_to(server, musts, pipelining=pipelining, data_timeout=0.2) as mailer:
         async with musts.within(0.5):
             result = await send(musts, mailer)
         not_sent(result, SendTimeout, stage="data", retryable=True)
@@ -654,11 +560,8 @@ async def test_f59_no_reply_to_data_is_timed_out_twice(musts: Musts, pipelining:
 async def test_f59_a_connection_that_ends_at_data_is_lost_after_two_tries(
     musts: Musts, end: Close | Reset, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(data=[end, end, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(data=[end, end, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         not_sent(result, ConnectionLost, stage="data", retryable=True)
         assert server.connections == 2
@@ -680,11 +583,8 @@ async def test_f59_a_connection_that_ends_at_data_is_lost_after_two_tries(
 async def test_f60_an_early_no_stops_the_content_and_is_the_answer(
     musts: Musts, reply: str, kind: type[Rejected], retryable: bool
 ) -> None:
-    async with (
-        FaultServer(body=[Early(reply, after=100_000), OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(body=[Early(reply, after=100_000), OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer, **large(16 * MEGABYTE))
         rejected(result, kind, stage="body", retryable=retryable, code=int(reply[:3]))
         assert server.connections == 1
@@ -694,11 +594,8 @@ async def test_f60_an_early_no_stops_the_content_and_is_the_answer(
 async def test_f60_an_early_421_stops_the_content_and_is_not_tried_again_at_once(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(body=[Early("421 4.3.2 closing", after=100_000), OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(body=[Early("421 4.3.2 closing", after=100_000), OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer, **large(16 * MEGABYTE))
         not_sent(result, ServerBusy, stage="body", retryable=True, code=421)
         assert server.connections == 1
@@ -707,11 +604,8 @@ async def test_f60_an_early_421_stops_the_content_and_is_not_tried_again_at_once
 
 async def test_f60_an_early_yes_is_not_believed(musts: Musts) -> None:
     early = Early("250 2.0.0 ok", after=100_000)
-    async with (
-        FaultServer(body=[early, early, OK]) as server,
-        Mailer(server.url) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(body=[early, early, OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer, **large(16 * MEGABYTE))
         not_sent(result, ProtocolError, stage="body", retryable=True)
         assert server.connections == 2
@@ -725,8 +619,8 @@ async def test_f61_a_large_content_cut_short_is_not_sent_after_two_tries(
 ) -> None:
     musts.loop_watch.limit = 0.2
     cut = kind(after=after)
-    async with FaultServer(body=[cut, cut, OK]) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(body=[cut, cut, OK])
+    async with talking_to(server, musts) as mailer:
         result = await send(musts, mailer, **large(16 * MEGABYTE))
         not_sent(result, ConnectionLost, stage="body", retryable=True)
         assert server.connections == 2
@@ -740,8 +634,8 @@ async def test_f61_the_second_try_sends_the_whole_of_a_large_content(
 ) -> None:
     musts.loop_watch.limit = 0.2
     cut = type(end)(after=8 * MEGABYTE)
-    async with FaultServer(body=[cut, OK]) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(body=[cut, OK])
+    async with talking_to(server, musts) as mailer:
         receipt = accepted(await send(musts, mailer, **large(16 * MEGABYTE)), attempts=2)
         assert server.connections == 2
         (message,) = server.messages
@@ -755,11 +649,8 @@ async def test_f61_the_second_try_sends_the_whole_of_a_large_content(
 async def test_f61_a_small_content_cut_short_behind_its_dot_leaves_delivery_unknown(
     musts: Musts, kind: type[Close | HalfClose | Reset], pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(body=[kind(after=1), OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(body=[kind(after=1), OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         unknown(await send(musts, mailer))
         assert server.connections == 1
         assert server.messages == []
@@ -769,13 +660,8 @@ async def test_f61_a_small_content_cut_short_behind_its_dot_leaves_delivery_unkn
 async def test_f62_a_server_that_stops_reading_is_timed_out_without_progress(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(
-            body=[Hang(after=100_000), Hang(after=100_000), OK], receive_buffer=65_536
-        ) as server,
-        Mailer(server.url, data_timeout=0.3) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(body=[Hang(after=100_000), Hang(after=100_000), OK], receive_buffer=65_536)
+    async with talking_to(server, musts, data_timeout=0.3) as mailer:
         async with musts.within(1.0):
             result = await send(musts, mailer, **large(16 * MEGABYTE))
         error = not_sent(result, SendTimeout, stage="body", retryable=True)
@@ -786,11 +672,8 @@ async def test_f62_a_server_that_stops_reading_is_timed_out_without_progress(
 
 async def test_f63_a_slow_but_steady_reader_is_waited_for(musts: Musts) -> None:
     musts.loop_watch.limit = 0.2
-    async with (
-        FaultServer(body=Slow(4_000_000), receive_buffer=65_536) as server,
-        Mailer(server.url, command_timeout=0.5, data_timeout=0.5) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(body=Slow(4_000_000), receive_buffer=65_536)
+    async with talking_to(server, musts, command_timeout=0.5, data_timeout=0.5) as mailer:
         loop = asyncio.get_running_loop()
         began = loop.time()
         accepted(await send(musts, mailer, **large(10_000_000)))
@@ -805,11 +688,8 @@ async def test_f63_a_slow_but_steady_reader_is_waited_for(musts: Musts) -> None:
 async def test_f64_no_reply_to_the_dot_leaves_delivery_unknown_after_the_final_timeout(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[Hang(), OK]) as server,
-        Mailer(server.url, pipelining=pipelining, final_timeout=0.3) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Hang(), OK])
+    async with talking_to(server, musts, pipelining=pipelining, final_timeout=0.3) as mailer:
         async with musts.within(0.3):
             unknown(await send(musts, mailer))
         assert server.connections == 1
@@ -819,8 +699,8 @@ async def test_f64_no_reply_to_the_dot_leaves_delivery_unknown_after_the_final_t
 async def test_f64_an_explicit_deadline_ends_the_wait_for_the_reply_earlier(
     musts: Musts,
 ) -> None:
-    async with FaultServer(final=[Hang(), OK]) as server, Mailer(server.url) as mailer:
-        musts.watch(server)
+    server = FaultServer(final=[Hang(), OK])
+    async with talking_to(server, musts) as mailer:
         token = musts.token()
         async with musts.within(0.3):
             sending = mailer.send(tokened(token), timeout=0.3)
@@ -830,11 +710,8 @@ async def test_f64_an_explicit_deadline_ends_the_wait_for_the_reply_earlier(
 
 
 async def test_f64_the_final_timeout_ends_the_wait_before_a_later_deadline(musts: Musts) -> None:
-    async with (
-        FaultServer(final=[Hang(), OK]) as server,
-        Mailer(server.url, final_timeout=0.3) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Hang(), OK])
+    async with talking_to(server, musts, final_timeout=0.3) as mailer:
         token = musts.token()
         async with musts.within(0.3):
             sending = mailer.send(tokened(token), timeout=30)
@@ -845,11 +722,8 @@ async def test_f64_the_final_timeout_ends_the_wait_before_a_later_deadline(musts
 async def test_f64_the_time_for_sending_does_not_shorten_the_wait_for_the_reply(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(final=Hang()) as server,
-        Mailer(server.url, timeout=0.2, final_timeout=0.6) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=Hang())
+    async with talking_to(server, musts, timeout=0.2, final_timeout=0.6) as mailer:
         loop = asyncio.get_running_loop()
         began = loop.time()
         async with musts.within(0.6):
@@ -872,11 +746,8 @@ async def test_f64_the_time_for_sending_does_not_shorten_the_wait_for_the_reply(
 async def test_f65_a_connection_lost_before_the_reply_to_the_dot_leaves_delivery_unknown(
     musts: Musts, end: Close | HalfClose | Reset | Partial | Bytes, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[end, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[end, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         error = unknown(await send(musts, mailer))
         assert "probably it was accepted" not in str(error)
         assert server.connections == 1
@@ -888,11 +759,8 @@ async def test_f65_a_connection_lost_before_the_reply_to_the_dot_leaves_delivery
 async def test_f65_the_beginning_of_a_yes_is_unknown_too_and_probably_one(
     musts: Musts, begun: bytes, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[Bytes(begun, Close()), OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Bytes(begun, Close()), OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         error = unknown(await send(musts, mailer))
         assert "probably it was accepted" in str(error)
         assert server.connections == 1
@@ -904,11 +772,8 @@ async def test_f65_the_beginning_of_a_yes_is_unknown_too_and_probably_one(
 async def test_f66_a_transient_no_to_the_dot_may_be_a_yes_later(
     musts: Musts, code: int, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[f"{code} 4.3.0 try later", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[f"{code} 4.3.0 try later", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         rejected(result, MessageRejected, stage="final", retryable=True, code=code)
         assert server.connections == 1
@@ -919,11 +784,8 @@ async def test_f66_a_transient_no_to_the_dot_may_be_a_yes_later(
 async def test_f66_a_421_to_the_dot_is_a_no_that_costs_the_session(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=["421 4.3.2 closing", OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=["421 4.3.2 closing", OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         rejected(result, MessageRejected, stage="final", retryable=True, code=421)
         assert server.connections == 1
@@ -943,11 +805,8 @@ async def test_f66_a_421_to_the_dot_is_a_no_that_costs_the_session(
 async def test_f67_a_permanent_no_to_the_dot_is_a_rejection(
     musts: Musts, reply: str, kind: type[Rejected], pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(final=[reply, OK]) as server,
-        Mailer(server.url, pipelining=pipelining) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[reply, OK])
+    async with talking_to(server, musts, pipelining=pipelining) as mailer:
         result = await send(musts, mailer)
         rejected(result, kind, stage="final", retryable=False, code=int(reply[:3]))
         assert server.connections == 1
@@ -991,11 +850,8 @@ async def test_f72_whatever_becomes_of_quit_closing_ends_within_two_seconds(
 async def test_f76_a_server_that_takes_two_messages_a_connection_gets_a_new_one_for_each_third(
     musts: Musts, refusal: Say, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(mail=EachConnection([OK, OK, refusal])) as server,
-        Mailer(server.url, pipelining=pipelining, max_connections=1) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(mail=EachConnection([OK, OK, refusal]))
+    async with talking_to(server, musts, pipelining=pipelining, max_connections=1) as mailer:
         for _ in range(7):
             accepted(await send(musts, mailer), attempts=1)
         assert [message.connection for message in server.messages] == [1, 1, 2, 2, 3, 3, 4]
@@ -1006,24 +862,18 @@ async def test_f76_a_server_that_takes_two_messages_a_connection_gets_a_new_one_
 async def test_f76_a_421_behind_the_last_reply_costs_the_session_and_no_message(
     musts: Musts, pipelining: bool
 ) -> None:
-    async with (
-        FaultServer(
-            final=EachConnection([OK, Bytes(b"250 2.0.0 ok\r\n421 4.7.0 bye\r\n", Close())])
-        ) as server,
-        Mailer(server.url, pipelining=pipelining, max_connections=1) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(
+        final=EachConnection([OK, Bytes(b"250 2.0.0 ok\r\n421 4.7.0 bye\r\n", Close())])
+    )
+    async with talking_to(server, musts, pipelining=pipelining, max_connections=1) as mailer:
         for _ in range(5):
             accepted(await send(musts, mailer), attempts=1)
         assert [message.connection for message in server.messages] == [1, 1, 2, 2, 3]
 
 
 async def test_f71_an_rset_that_is_refused_costs_the_session_and_no_message(musts: Musts) -> None:
-    async with (
-        FaultServer(data=["554 5.7.1 no", OK], rset=["450 4.3.0 not now", OK]) as server,
-        Mailer(server.url, max_connections=1) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(data=["554 5.7.1 no", OK], rset=["450 4.3.0 not now", OK])
+    async with talking_to(server, musts, max_connections=1) as mailer:
         rejected(
             await send(musts, mailer), MessageRejected, stage="data", retryable=False, code=554
         )

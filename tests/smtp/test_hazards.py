@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import socket
-import ssl
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import typing as t
 from dataclasses import dataclass, field
 
 import pytest
-import trustme
 
 from amail import (
     Attachment,
@@ -36,33 +34,16 @@ from tests.messages import tokened
 from tests.musts import PASSWORD, Stopwatch
 
 if t.TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Awaitable, Mapping
     from pathlib import Path
 
     from amail import Message
     from amail.testing import Moment, Script, Stage
     from tests.musts import Musts
+    from tests.servers.authority import Authority
 
 AT_ONCE = 0.05
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def server_tls(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost").configure_cert(context)
-    return context
-
-
-@pytest.fixture
-def client_tls(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
 
 
 async def cancelled_at_once(task: asyncio.Task[t.Any]) -> asyncio.CancelledError:
@@ -673,7 +654,7 @@ class Scripts:
     """Runs scripts in a Python of their own, with a server and its authority at hand."""
 
     folder: Path
-    authority: trustme.CA
+    authority: Authority
 
     def command(self, script: str, *arguments: str, flags: tuple[str, ...]) -> list[str]:
         path = self.folder / "script.py"
@@ -681,9 +662,7 @@ class Scripts:
         return [sys.executable, *flags, str(path), *arguments]
 
     def url(self, server: FaultServer) -> str:
-        authority = self.folder / "authority.pem"
-        self.authority.cert_pem.write_to_path(str(authority))
-        query = f"?ca_file={authority}" if server.tls else ""
+        query = f"?ca_file={self.authority.file}" if server.tls else ""
         return f"{server.url}/{query}"
 
     async def run(
@@ -731,7 +710,7 @@ _PROLOGUE = """\
 
 
 @pytest.fixture
-def scripts(tmp_path: Path, authority: trustme.CA) -> Scripts:
+def scripts(tmp_path: Path, authority: Authority) -> Scripts:
     return Scripts(tmp_path, authority)
 
 

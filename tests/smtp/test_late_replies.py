@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import typing as t
 import weakref
@@ -13,9 +14,12 @@ from amail import Mailer, MessageRejected, Receipt, SyncMailer
 from amail.errors import ConfigError, MailError
 from amail.testing import OK, Close, Delay, FaultServer, Hang
 from tests.messages import tokened
-from tests.smtp.outcomes import accepted, send, unknown
+from tests.smtp.outcomes import accepted, send, talking_to, unknown
 
 if t.TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from amail.testing.script import Step
     from tests.musts import Musts
 
 SOON = 0.2
@@ -46,16 +50,26 @@ async def settled(mailer: Mailer) -> None:
         await asyncio.sleep(0.001)
 
 
+@contextlib.asynccontextmanager
+async def after_a_late(
+    reply: Step, musts: Musts, on_resolved: Callable[[Receipt | MailError], object]
+) -> AsyncIterator[tuple[FaultServer, Mailer, str]]:
+    """A server whose first message got this reply when its sender had left, and its Message-ID."""
+    server = FaultServer(final=[Hang(reply), OK])
+    async with talking_to(server, musts, on_resolved=on_resolved) as mailer:
+        message_id = await left_by_deadline(mailer, musts)
+        server.release()
+        await settled(mailer)
+        yield server, mailer, message_id
+
+
 @pytest.mark.parametrize("how", ["deadline", "cancelling"])
 async def test_c10_a_late_acceptance_settles_what_was_unknown_and_the_session_is_used_again(
     musts: Musts, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     resolved: list[Receipt | MailError] = []
-    async with (
-        FaultServer(final=[Hang(), OK]) as server,
-        Mailer(server.url, on_resolved=resolved.append) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Hang(), OK])
+    async with talking_to(server, musts, on_resolved=resolved.append) as mailer:
         if how == "deadline":
             message_id = await left_by_deadline(mailer, musts)
         else:
@@ -75,14 +89,8 @@ async def test_c10_a_late_acceptance_settles_what_was_unknown_and_the_session_is
 
 async def test_c10_a_late_no_settles_it_too(musts: Musts) -> None:
     resolved: list[Receipt | MailError] = []
-    async with (
-        FaultServer(final=[Hang("554 5.7.1 spam"), OK]) as server,
-        Mailer(server.url, on_resolved=resolved.append) as mailer,
-    ):
-        musts.watch(server)
-        message_id = await left_by_deadline(mailer, musts)
-        server.release()
-        await settled(mailer)
+    no = "554 5.7.1 spam"
+    async with after_a_late(no, musts, resolved.append) as (server, mailer, message_id):
         (error,) = resolved
         assert isinstance(error, MessageRejected)
         assert (error.message_id, error.reply and error.reply.code) == (message_id, 554)
@@ -93,25 +101,15 @@ async def test_c10_a_late_no_settles_it_too(musts: Musts) -> None:
 
 async def test_c10_a_connection_that_ends_without_a_reply_leaves_it_unknown(musts: Musts) -> None:
     resolved: list[Receipt | MailError] = []
-    async with (
-        FaultServer(final=[Hang(Close()), OK]) as server,
-        Mailer(server.url, on_resolved=resolved.append) as mailer,
-    ):
-        musts.watch(server)
-        await left_by_deadline(mailer, musts)
-        server.release()
-        await settled(mailer)
+    async with after_a_late(Close(), musts, resolved.append) as (_, mailer, _):
         assert not resolved
         assert (mailer.stats().unknown, mailer.stats().open) == (1, 0)
         accepted(await send(musts, mailer))
 
 
 async def test_c10_the_final_timeout_ends_the_wait_for_a_late_reply(musts: Musts) -> None:
-    async with (
-        FaultServer(final=Hang()) as server,
-        Mailer(server.url, final_timeout=2 * SOON) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=Hang())
+    async with talking_to(server, musts, final_timeout=2 * SOON) as mailer:
         async with musts.within(2 * SOON):
             await left_by_deadline(mailer, musts)
             await settled(mailer)
@@ -122,11 +120,8 @@ async def test_c10_the_final_timeout_ends_the_wait_for_a_late_reply(musts: Musts
 async def test_c10_half_of_the_sessions_wait_at_most_and_the_oldest_is_given_up(
     musts: Musts,
 ) -> None:
-    async with (
-        FaultServer(final=[Hang()] * 4 + [OK]) as server,
-        Mailer(server.url, max_connections=4) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Hang()] * 4 + [OK])
+    async with talking_to(server, musts, max_connections=4) as mailer:
         await asyncio.gather(*(left_by_deadline(mailer, musts) for _ in range(4)))
         while mailer.stats().leased > 2:
             await asyncio.sleep(0.001)
@@ -153,14 +148,7 @@ async def test_c10_what_on_resolved_raises_is_logged_and_costs_nothing(
     def fail(came_to: object) -> None:
         raise ZeroDivisionError
 
-    async with (
-        FaultServer(final=[Hang(), OK]) as server,
-        Mailer(server.url, on_resolved=fail) as mailer,
-    ):
-        musts.watch(server)
-        message_id = await left_by_deadline(mailer, musts)
-        server.release()
-        await settled(mailer)
+    async with after_a_late(OK, musts, fail) as (server, mailer, message_id):
         assert f"{message_id}: on_resolved failed" in caplog.text
         accepted(await send(musts, mailer))
         assert server.connections == 1
@@ -169,25 +157,16 @@ async def test_c10_what_on_resolved_raises_is_logged_and_costs_nothing(
 async def test_c10_two_replies_where_one_is_late_end_the_session(musts: Musts) -> None:
     """Else the second one would be taken for the next message's."""
     resolved: list[Receipt | MailError] = []
-    async with (
-        FaultServer(final=[Hang("250 2.0.0 ok\r\n250 2.0.0 ok"), OK]) as server,
-        Mailer(server.url, on_resolved=resolved.append) as mailer,
-    ):
-        musts.watch(server)
-        await left_by_deadline(mailer, musts)
-        server.release()
-        await settled(mailer)
+    twice = "250 2.0.0 ok\r\n250 2.0.0 ok"
+    async with after_a_late(twice, musts, resolved.append) as (_, mailer, _):
         assert len(resolved) == 1
         accepted(await send(musts, mailer))
 
 
 async def test_c10_a_large_content_may_be_settled_late_too(musts: Musts) -> None:
     resolved: list[Receipt | MailError] = []
-    async with (
-        FaultServer(final=[Delay(3 * SOON), OK]) as server,
-        Mailer(server.url, on_resolved=resolved.append) as mailer,
-    ):
-        musts.watch(server)
+    server = FaultServer(final=[Delay(3 * SOON), OK])
+    async with talking_to(server, musts, on_resolved=resolved.append) as mailer:
         token = musts.token()
         message = tokened(token)
         message.attach("large.bin", data=bytes(300_000))

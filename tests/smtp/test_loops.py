@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ssl
 import sys
 import typing as t
 import warnings
 
 import pytest
-import trustme
 
 from amail import Mailer
 from amail.errors import DeliveryUnknown, RecipientsRejected, SendTimeout
@@ -25,6 +23,9 @@ from tests.loops import LOOPS
 from tests.messages import tokened
 from tests.musts import PASSWORD
 from tests.transports.ends import letter
+
+if t.TYPE_CHECKING:
+    from tests.servers.authority import Authority
 
 
 def loops() -> list[str]:
@@ -38,18 +39,9 @@ def loops() -> list[str]:
     return [*names, "uvloop"]
 
 
-def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return server, client
-
-
-async def a_mailers_life() -> None:
-    for_server, for_client = contexts()
-    async with FaultServer(tls=for_server, users={"ada": PASSWORD}) as server:
+async def a_mailers_life(authority: Authority) -> None:
+    for_client = authority.client_context()
+    async with FaultServer(tls=authority.server_context(), users={"ada": PASSWORD}) as server:
         login = {"username": "ada", "password": PASSWORD, "tls": "starttls"}
         async with Mailer(server.url, **login, ssl_context=for_client) as mailer:  # type: ignore[arg-type]
             messages = [tokened(f"token-{number:032x}") for number in range(100)]
@@ -79,10 +71,10 @@ async def a_mailers_life() -> None:
 
 
 @pytest.mark.parametrize("name", loops())
-def test_c37_a_mailer_lives_in_any_loop(name: str) -> None:
+def test_c37_a_mailer_lives_in_any_loop(authority: Authority, name: str) -> None:
     with warnings.catch_warnings(), asyncio.Runner(loop_factory=LOOPS[name]) as runner:
         warnings.simplefilter("error")
-        runner.run(a_mailers_life())
+        runner.run(a_mailers_life(authority))
         gc.collect()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import random
-import ssl
 import typing as t
 
 import pytest
@@ -46,9 +45,7 @@ def loop_factory(tasks: str, seed: int) -> Callable[[], asyncio.AbstractEventLoo
 
 @pytest.fixture(scope="module")
 def contexts(authority: Authority) -> Contexts:
-    return Contexts(
-        authority.server_context(), ssl.create_default_context(cafile=str(authority.file))
-    )
+    return Contexts(authority.server_context(), authority.client_context())
 
 
 def assert_all_kinds(came_to: Counter[str], messages: int) -> None:

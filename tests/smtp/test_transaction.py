@@ -206,14 +206,19 @@ _ANY = st.one_of(
     st.sampled_from([250, 251, 354, 421, 450, 452, 503, 530, 550, 552]), st.integers(200, 599)
 )
 _TAKEN, _REFUSED = st.sampled_from([250, 251]), st.sampled_from([450, 452, 550, 553])
+# A strategy is expensive to make: once here, and not again for each scenario.
+_LONGER, _COUNT = st.sampled_from(["", "", "x" * 20_000]), st.integers(1, 8)
+_EACH = st.sampled_from([_TAKEN, _REFUSED, st.one_of(_TAKEN, _REFUSED), _ANY])
+_ODD = st.sets(st.sampled_from([*_USUAL]), max_size=2)
+_BODY = st.one_of(st.sampled_from(_BODIES), st.integers(200, 599))
+_END = st.sampled_from(_ENDS)
+_FINAL = st.one_of(_TAKEN, _ANY, _END)
+_ANSWERS = st.one_of(st.just(100), st.just(100), st.integers(0, 14))
 
 
 @st.composite
-def scenarios(draw: st.DrawFn) -> Scenario:
-    longer = draw(st.sampled_from(["", "", "x" * 20_000]))
-    count = draw(st.integers(1, 8))
-    each = draw(st.sampled_from([_TAKEN, _REFUSED, st.one_of(_TAKEN, _REFUSED), _ANY]))
-    odd = draw(st.sets(st.sampled_from([*_USUAL]), max_size=2))
+def _scenarios(draw: st.DrawFn) -> Scenario:
+    longer, count, each, odd = draw(_LONGER), draw(_COUNT), draw(_EACH), draw(_ODD)
     return Scenario(
         paths=tuple(f"r{number}{longer}@example.org" for number in range(count)),
         pipelined=draw(st.booleans()),
@@ -221,16 +226,19 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         all_recipients=draw(st.booleans()),
         reset_first=draw(st.booleans()),
         codes={verb: draw(_ANY) if verb in odd else usual for verb, usual in _USUAL.items()},
-        rcpt_codes=draw(st.tuples(*[each] * count)),
-        body=draw(st.one_of(st.sampled_from(_BODIES), st.integers(200, 599))),
-        final=draw(st.one_of(_TAKEN, _ANY, st.sampled_from(_ENDS))),
-        answers=draw(st.one_of(st.just(100), st.just(100), st.integers(0, 14))),
-        end=draw(st.sampled_from(_ENDS)),
+        rcpt_codes=tuple(draw(each) for _ in range(count)),
+        body=draw(_BODY),
+        final=draw(_FINAL),
+        answers=draw(_ANSWERS),
+        end=draw(_END),
     )
 
 
+scenarios = _scenarios()
+
+
 @EXAMPLES
-@given(scenarios())
+@given(scenarios)
 def test_what_is_written_is_a_beginning_of_the_commands_in_their_order(scenario: Scenario) -> None:
     written = play(scenario).written
     commands = [b"RSET\r\n"] * scenario.reset_first
@@ -241,7 +249,7 @@ def test_what_is_written_is_a_beginning_of_the_commands_in_their_order(scenario:
 
 
 @EXAMPLES
-@given(scenarios())
+@given(scenarios)
 def test_groups_are_single_commands_or_small_and_data_is_the_last_of_its_group(
     scenario: Scenario,
 ) -> None:
@@ -252,7 +260,7 @@ def test_groups_are_single_commands_or_small_and_data_is_the_last_of_its_group(
 
 
 @EXAMPLES
-@given(scenarios())
+@given(scenarios)
 def test_the_outcome_agrees_with_what_was_written_and_answered(scenario: Scenario) -> None:
     played = play(scenario)
     transaction, final = played.transaction, played.code_of(CONTENT)
@@ -281,7 +289,7 @@ def test_the_outcome_agrees_with_what_was_written_and_answered(scenario: Scenari
 
 
 @EXAMPLES
-@given(scenarios())
+@given(scenarios)
 def test_only_a_session_in_step_may_go_on_and_an_envelope_left_open_is_known(
     scenario: Scenario,
 ) -> None:
@@ -302,7 +310,7 @@ def test_only_a_session_in_step_may_go_on_and_an_envelope_left_open_is_known(
 
 
 @EXAMPLES
-@given(scenarios())
+@given(scenarios)
 def test_nobody_gets_content_that_was_refused_to_all_of_them_or_to_one_where_all_are_needed(
     scenario: Scenario,
 ) -> None:
