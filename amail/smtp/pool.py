@@ -564,7 +564,7 @@ class Slot(t.Generic[S]):
         For a server that takes no further connection. Returns False, at once, where no other
         session is open; then the slot stays.
         """
-        if not self._pool.withhold_slot(seconds):
+        if not self._is_taken or not self._pool.withhold_slot(seconds):
             return False
         self._is_taken = False
         await self._take()

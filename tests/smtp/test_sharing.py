@@ -98,6 +98,20 @@ async def test_one_who_needs_another_session_leaves_the_shared_one_alone() -> No
     assert (pool.leased, pool.idle, house.peak) == (0, 2, 2)
 
 
+async def test_one_who_left_the_shared_slot_has_none_to_exchange() -> None:
+    house, pool = House(), pool_of(3)
+    async with pool.slot(shares=True) as first:
+        await first.open(house.opened)
+        first.offer()
+        async with pool.slot(shares=True) as second:
+            second.take_idle()
+            second.drop()
+            assert not await second.exchange(60)
+            assert pool.leased == 1
+    assert (pool.leased, pool.idle) == (0, 1)
+    await pool.aclose(1)
+
+
 class Users:
     """Many who share at random, and leave at random."""
 
