@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from amail import Attachment, Mailer
 from amail.testing import (
+    EXTENSIONS,
     Bytes,
     Close,
     Delay,
@@ -156,6 +157,7 @@ class Wave:
     encrypted: bool
     rates: Mapping[Stage, float]
     options: Mapping[str, t.Any]
+    offers: tuple[str, ...] = EXTENSIONS
     restarts: tuple[float, ...] = ()
     closes_after: float | None = None
     results_wanted: int | None = None
@@ -191,6 +193,7 @@ def wave(seed: int, number: int, letters: int) -> Wave:
         rates["rcpt"] = RCPT_RATE
     way = rng.choice(WAYS)
     leaves_early = way.startswith("send_many") and rng.random() < 0.3
+    chunking = random.Random(f"{name}, chunking")
     return Wave(
         name=name,
         letters=tuple(
@@ -203,6 +206,7 @@ def wave(seed: int, number: int, letters: int) -> Wave:
         options={
             "tls": rng.choice(["starttls", "implicit"]) if encrypted else "none",
             "pipelining": rng.random() < 0.7,
+            "pipeline_depth": chunking.choice([1, 1, 3, 8]),
             "max_connections": rng.randint(1, 6),
             "max_messages": rng.choice([0, 1, 3, 20]),
             "max_age": rng.choice([0.3, 300.0]),
@@ -214,6 +218,7 @@ def wave(seed: int, number: int, letters: int) -> Wave:
             "final_timeout": 0.2,
             "pool_timeout": rng.choice([1.0, 10.0]),
         },
+        offers=(*EXTENSIONS, "CHUNKING") if chunking.random() < 0.6 else EXTENSIONS,
         restarts=tuple(rng.uniform(0.05, 1.0) for _ in range(rng.choice([0, 0, 1, 2]))),
         closes_after=rng.uniform(0.05, 1.0) if rng.random() < 0.2 else None,
         results_wanted=rng.randrange(letters) if leaves_early else None,
@@ -303,6 +308,7 @@ class Ride:
         self._server = musts.watch(
             FaultServer(
                 dict.fromkeys(STAGES, self._due),
+                extensions=wave.offers,
                 tls=contexts.server if wave.encrypted else None,
                 implicit=wave.options["tls"] == "implicit",
                 users=users,

@@ -41,6 +41,11 @@ def rcpts(envelope: Envelope, extensions: Extensions) -> list[bytes]:
     return [f"RCPT TO:<{path}>{options}\r\n".encode() for path in envelope.forward_paths]
 
 
+def bdat(size: int) -> bytes:
+    """Write BDAT for content that is one chunk of so many octets (RFC 3030, section 2)."""
+    return b"BDAT %d LAST\r\n" % size
+
+
 def left_out(envelope: Envelope, extensions: Extensions) -> list[str]:
     """List the keywords of the parameters that are not written because DSN is not offered."""
     options = (*envelope.mail_options, *envelope.rcpt_options)

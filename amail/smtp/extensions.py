@@ -19,6 +19,7 @@ class Extensions:
     """
 
     pipelining: bool = False
+    chunking: bool = False
     smtputf8: bool = False
     eightbitmime: bool = False
     size_offered: bool = False
@@ -33,6 +34,7 @@ class Extensions:
         limit = int(size) if size.isascii() and size.isdigit() and len(size) <= 20 else 0
         return cls(
             pipelining="pipelining" in keywords,
+            chunking="chunking" in keywords,
             smtputf8="smtputf8" in keywords,
             eightbitmime="8bitmime" in keywords,
             size_offered="size" in keywords,

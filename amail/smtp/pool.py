@@ -20,7 +20,7 @@ from collections import deque
 from amail.errors import MailerClosed, PoolTimeout
 
 if t.TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
 
 class Pooled(t.Protocol):
@@ -41,8 +41,8 @@ class Pooled(t.Protocol):
         """Done when it has what its last user did not wait for; None if there is nothing."""
         ...
 
-    def settle(self) -> object:
-        """Take what its last user did not wait for, and return it."""
+    def settle(self) -> Iterable[object]:
+        """Take what its last users did not wait for, and return it."""
         ...
 
     def quit(self) -> Awaitable[None]:
@@ -339,8 +339,9 @@ class Pool(t.Generic[S]):
     def take_back(self, session: S) -> None:
         """Keep a clean session for the next one, end any other; the slot comes back with it."""
         self._held.discard(session)
-        if session.unsettled is not None and self._size > 1 and not self._closed:
-            self._keep_unsettled(session, session.unsettled)
+        unsettled = session.unsettled
+        if unsettled is not None and (self._size > 1 or unsettled.done()) and not self._closed:
+            self._keep_unsettled(session, unsettled)
             return
         if session.unsettled is None and session.reusable and not self._closed:
             if not self._is_sought(session):
@@ -367,9 +368,9 @@ class Pool(t.Generic[S]):
             return
         self._unsettled.remove(session)
         try:
-            late = session.settle()
-            if self._tell_settled is not None:
-                self._tell_settled(late)
+            for late in session.settle():
+                if self._tell_settled is not None:
+                    self._tell_settled(late)
         finally:
             self.take_back(session)
 
@@ -493,8 +494,8 @@ class Slot(t.Generic[S]):
     """The right to one session, for the length of an ``async with``.
 
     ``session`` is the one it has, and afterwards the one it had. ``deadline`` is that of the wait.
-    It may be shared by two: one who only waits for the end of what it does (``offer``), and one who
-    follows and is its holder from then on. If that one leaves first, it is the former's again.
+    It may be shared by those who only wait for the end of what they do (``offer``) and the one who
+    follows them, and is its holder from then on. If that one leaves first, it is the one's before.
     """
 
     __slots__ = ("_ahead", "_is_inside", "_is_taken", "_pool", "_shares", "deadline", "session")
@@ -517,13 +518,20 @@ class Slot(t.Generic[S]):
         self._is_inside = False
         self._pool.withdraw(self)
         self._let_go()
+        self._forget_who_left()
+
+    def _forget_who_left(self) -> None:
+        """Let go of those ahead that are none any more, or each slot would keep all before it."""
+        while self._ahead is not None and not self._ahead.is_inside:
+            self._ahead = self._ahead.ahead
 
     def _let_go(self) -> None:
         """Give the slot to who is ahead, or back to the pool with its session."""
         if not self._is_taken:
             return
         self._is_taken = False
-        if self._ahead is not None and self._ahead.is_inside:
+        self._forget_who_left()
+        if self._ahead is not None:
             self._ahead.take_again()
         elif self.session is None:
             self._pool.give_slot_back()
@@ -535,8 +543,13 @@ class Slot(t.Generic[S]):
         """True while the session is another one's too."""
         if self.session is None:
             return False
-        is_second = self._ahead is not None and self._ahead.is_inside
-        return is_second or self.session.unsettled is not None
+        self._forget_who_left()
+        return self._ahead is not None or self.session.unsettled is not None
+
+    @property
+    def ahead(self) -> Slot[S] | None:
+        """The one whose slot this is too, until it leaves."""
+        return self._ahead
 
     @property
     def is_inside(self) -> bool:
@@ -558,6 +571,14 @@ class Slot(t.Generic[S]):
         if not self._is_inside:
             self._let_go()
 
+    def recall(self) -> None:
+        """Offer it no longer; where another one follows already, leave the session to that one."""
+        self._pool.withdraw(self)
+        if not self._is_taken:
+            self._is_inside = False
+            self._forget_who_left()
+            self.session = None
+
     async def exchange(self, seconds: float) -> bool:
         """Put this slot out of use for a while and wait for another one, before all others.
 
@@ -571,8 +592,9 @@ class Slot(t.Generic[S]):
         return True
 
     async def _take(self) -> None:
+        self._ahead = None
         await self._pool.take_slot(self.deadline, first=True)
-        self._is_taken = True
+        self._is_taken = self._is_inside = True
 
     @property
     def holds_reusable(self) -> bool:
@@ -590,6 +612,7 @@ class Slot(t.Generic[S]):
 
     def drop(self) -> None:
         """Let go of a session that is no good, to open another one in its place."""
+        self.recall()
         if self.is_shared:
             self._let_go()
             self.session = self._ahead = None

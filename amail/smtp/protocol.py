@@ -1,11 +1,12 @@
 """Drives transactions over a transport: bytes in, bytes out, back-pressure, one timer.
 
-Invariant: at most one transaction at a time has octets of its content on the wire and no reply, and
-each ends with an outcome, whatever the transport does. The protocol never closes or aborts its
-transport; ``usable`` says whether another transaction may begin, and ``can_follow`` whether one may
-say its envelope while the reply to the last octet of the one before is on its way. Who waits may
-leave when the last octet was written: the reply may still come, and ``unsettled`` is done when it
-has, or cannot any more.
+Transactions stand in a queue, in the order of their octets on the wire; replies are those to the
+first. Invariant: of all but the last one the content is written; at most ``depth`` have octets of
+theirs on the wire and no reply; and each ends with an outcome, whatever the transport does. The
+protocol never closes or aborts its transport; ``usable`` says whether a transaction may begin, and
+``can_follow`` whether one may while replies are on their way. Who waits may leave when the last
+octet was written: the reply may still come, and ``unsettled`` is done when it has, or cannot any
+more.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import asyncio
 import contextvars
 import logging
 import typing as t
+from collections import deque
 from dataclasses import dataclass
 
 from amail.errors import InvalidAttachment, MailError
 from amail.smtp.commands import DOT, QUIT
 from amail.smtp.replies import MalformedReply, ReplyReader
-from amail.smtp.stuffing import dot_stuffed
+from amail.smtp.stuffing import as_it_is, dot_stuffed
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +35,9 @@ SMALL = 64 * 1024
 
 _TURN = 256 * 1024
 """Octets written before other tasks of the loop have their turn."""
+
+FRESH_SECONDS = 1.0
+"""That long after its last octet a server is believed to be there without having been asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,37 +82,52 @@ class _Run:
     deadlines: Deadlines
     done: asyncio.Future[None]
     on_written: Callable[[], None] | None = None
+    final_until: float = 0.0  # that long the final reply is waited for, whoever has left
+    is_left: bool = False  # by who waited
 
     def wake(self) -> None:
         if not self.done.done():
             self.done.set_result(None)
+
+    @property
+    def is_written(self) -> bool:
+        return self.transaction.last_octet_written
+
+    @property
+    def until(self) -> float:
+        """Until when somebody waits for its turn, or for its reply."""
+        return self.deadlines.reply if self.is_written else self.deadlines.of_waiting
 
 
 class SMTPProtocol(asyncio.Protocol):
     """The protocol of an open session: greeted, encrypted and authenticated.
 
     ``transport`` is given here because ``connection_made`` was called on its former protocol.
+    ``depth``: of how many transactions the content may be on the wire at once.
     """
 
-    def __init__(self, transport: asyncio.Transport, waits: Waits) -> None:
+    def __init__(self, transport: asyncio.Transport, waits: Waits, depth: int = 1) -> None:
         self._transport = transport
         self._waits = waits
+        self._depth = depth
         self._loop = asyncio.get_running_loop()
         # The timer outlives the caller that set it; what its context holds shall not live on.
         self._context = contextvars.Context()
         self._reader = ReplyReader()
-        self._run: _Run | None = None
-        self._next: _Run | None = None
+        self._runs: deque[_Run] = deque()
         self._forsaken = False  # an envelope was written that nobody will send the content of
         self._deadline = 0.0
-        self._final_until = 0.0  # that long the final reply is waited for, whoever has left
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._chunks: Iterator[bytes] | None = None
         self._written = 0  # octets of the content, before dot-stuffing
+        self._kept_back = b""  # the last octets of what is counted
         self._unsent = 0  # octets that waited in the transport when last looked at
+        self._held: list[bytes] = []  # to be written with what is said next, or a moment later
         self._paused = False
         self._broken = False
+        self._heard_at = self._loop.time()
+        self._late: list[Transaction] = []  # those that ended when who waited had left
         self.unsettled: asyncio.Future[None] | None = None
         self.left_open = False  # the last transaction to end left an envelope behind
         self.connected = True
@@ -125,13 +145,12 @@ class SMTPProtocol(asyncio.Protocol):
 
     @property
     def can_follow(self) -> bool:
-        """True while an envelope can be written behind the last octet of a transaction."""
-        run = self._run
+        """True while a transaction can begin behind those that wait for their last reply."""
+        runs = self._runs
         return (
-            run is not None
-            and run.transaction.last_octet_written
-            and run.transaction.outcome is None
-            and self._next is None
+            bool(runs)
+            and runs[-1].is_written
+            and len(runs) < max(self._depth, 2)
             and not self._forsaken
             and self.usable
         )
@@ -139,89 +158,100 @@ class SMTPProtocol(asyncio.Protocol):
     @property
     def awaits_reply(self) -> bool:
         """True while the reply to some last octet may come, whoever waits for it."""
-        run = self._run
-        if run is None or run.transaction.outcome is not None:
-            return False
-        return run.transaction.last_octet_written and self.is_alive
+        return bool(self._runs) and self._runs[0].is_written and self.is_alive
+
+    @property
+    def is_fresh(self) -> bool:
+        """True while the server has just been heard of."""
+        return self._loop.time() - self._heard_at <= FRESH_SECONDS
 
     async def run(
         self,
         transaction: Transaction,
         deadlines: Deadlines,
         on_written: Callable[[], None] | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
         """Drive a transaction until it has its outcome, or the caller's time is over.
 
-        ``on_written`` is called when its last octet is: another one may follow. When this is
-        cancelled, or returns without an outcome, the transaction is left as it stands. Either the
-        protocol is not usable any more, or the final reply may still come: then there is
-        ``unsettled``.
+        ``on_written`` is called when its last octet is: another one may follow. ``at_once`` allows
+        the content to go out with the envelope, where it fits and the server has just been heard
+        of. When this is cancelled, or returns without an outcome, the transaction is left as it
+        stands. Either the protocol is not usable any more, or the final reply may still come: then
+        there is ``unsettled``.
         """
         run = _Run(transaction, deadlines, self._loop.create_future(), on_written)
+        if not (self.can_follow if self._runs else self.usable):
+            transaction.lost()
+            return
+        at_once = at_once and len(self._runs) < self._depth and self.is_fresh
         try:
-            if self.can_follow:
-                self._next = run
-                self._write(transaction.begin())
-                self._arm()
-            elif self._is_free() and self.usable:
-                self._run = run
-                self._write(transaction.begin())
-                self._expect(self._waits.command)
+            if at_once and transaction.fits_one_flight:
+                content = self._small_content(transaction)
+                if content is None:
+                    return
+                self._runs.append(run)
+                self._write_last(run, transaction.begin() + content)
             else:
-                transaction.lost()
-                return
+                self._runs.append(run)
+                self._write(transaction.begin())
+                self._expect_of(run, self._waits.command)
             await run.done
         finally:
             self._leave(run)
 
-    def settle(self) -> Transaction:
-        """Return the transaction whose caller had left. It has its outcome now."""
-        run = self._run
-        if run is None or self.unsettled is None:
-            raise AssertionError("nothing was left behind")
+    def settle(self) -> list[Transaction]:
+        """Return the transactions whose callers had left. Each has its outcome now."""
+        if self.unsettled is None or not self.unsettled.done():
+            raise AssertionError("nothing was left behind, or it has no outcome yet")
         self.unsettled = None
-        self._end_run(run)
-        return run.transaction
-
-    def _is_free(self) -> bool:
-        """Tell whether there is no transaction, or only one that has its outcome."""
-        if self._run is not None and self._run.transaction.outcome is not None:
-            self._end_run(self._run)
-        return self._run is None
+        late, self._late = self._late, []
+        return late
 
     def _leave(self, run: _Run) -> None:
-        transaction = run.transaction
-        if run is self._next:
-            self._next, self._forsaken = None, True
-        elif run is not self._run:
+        if run not in self._runs:
             return
-        elif transaction.outcome is None and transaction.last_octet_written and self.is_alive:
+        is_first = run is self._runs[0]
+        if run.is_written and self.is_alive:
             self._wait_without_caller(run)
-        else:
-            self._end_run(run)
+            return
+        self._runs.remove(run)
+        self._forsaken = True
+        if is_first or not self.is_alive:
+            self._chunks = None
+            self._broken = True
+            self._forsake_others()
 
     def _wait_without_caller(self, run: _Run) -> None:
-        self._forsake_next()
-        run.on_written = None
-        self.unsettled = run.done = self._loop.create_future()
-        run.deadlines = Deadlines(self._final_until, self._final_until)
-        self._expect(self._final_until - self._loop.time())
+        self._forsake_unwritten()
+        run.is_left, run.on_written = True, None
+        run.deadlines = Deadlines(run.final_until, run.final_until)
+        if self.unsettled is None:
+            self.unsettled = self._loop.create_future()
+        self._expect_of(run, run.final_until - self._loop.time())
 
-    def _end_run(self, run: _Run) -> None:
-        transaction = run.transaction
-        is_whole = transaction.outcome is not None and transaction.in_step
-        if not is_whole or self._reader.pending or self._forsaken:
-            self._broken = True
-        self._run = self._chunks = None
-        self._forsake_next()
-
-    def _forsake_next(self) -> None:
+    def _forsake_unwritten(self) -> None:
         """End one that has its envelope written and can have no turn. Nothing of it was sent."""
-        if self._next is not None:
-            run, self._next, self._forsaken = self._next, None, True
-            if run.transaction.outcome is None:
-                run.transaction.lost()
-            run.wake()
+        if len(self._runs) > 1 and not self._runs[-1].is_written:
+            self._forsake(self._runs.pop())
+
+    def _forsake_others(self) -> None:
+        """End those whose replies will not be believed."""
+        while self._runs:
+            self._forsake(self._runs.popleft())
+
+    def _forsake(self, run: _Run) -> None:
+        self._forsaken = True
+        if run.transaction.outcome is None:
+            run.transaction.lost()
+        self._hand_over(run)
+
+    def _hand_over(self, run: _Run) -> None:
+        """Have who waits look at the outcome, or keep it for who will ask."""
+        if run.is_left:
+            self._late.append(run.transaction)
+        run.wake()
 
     async def quit(self) -> None:
         """Say QUIT and wait until the server has closed, or anything else ends the connection."""
@@ -241,6 +271,7 @@ class SMTPProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Hand replies to the transaction. What comes unasked makes the session unusable."""
+        self._heard_at = self._loop.time()
         malformed = None
         try:
             replies = self._reader.feed(data)
@@ -252,13 +283,15 @@ class SMTPProtocol(asyncio.Protocol):
             _logger.debug("a reply without CR at its end, or a space behind its code, was taken")
         last = len(replies) - 1
         for position, (code, raw) in enumerate(replies):
-            if self._run is None or self._run.transaction.outcome is not None:
+            if not self._runs:
                 self._broken = True
                 return
             is_last = position == last and malformed is None and not self._reader.pending
-            self._receive(self._run.transaction, code, raw, is_last)
+            self._receive(self._runs[0], code, raw, is_last)
         if malformed is not None:
             self._malformed(malformed)
+        elif self._reader.pending and not self._runs:
+            self._broken = True
 
     def eof_received(self) -> None:
         """End what is under way: no reply can come any more. The transport closes itself."""
@@ -282,75 +315,113 @@ class SMTPProtocol(asyncio.Protocol):
 
     # Transaction
 
-    def _receive(self, transaction: Transaction, code: int, raw: bytes, is_last: bool) -> None:
+    def _receive(self, run: _Run, code: int, raw: bytes, is_last: bool) -> None:
+        transaction = run.transaction
         octets = transaction.receive(code, raw)
         if transaction.outcome is not None:
             self._conclude()
+        elif run.is_written:
+            pass  # the envelope's replies; it is the last one that is waited for
         elif not is_last and (octets or transaction.stage == "body"):
             # A reply that came before its command was written is the reply to something else.
             self._malformed("there are more replies than commands")
         elif transaction.stage == "body":
-            self._begin_content(transaction)
+            self._begin_content(run)
         else:
             if octets:
                 self._write(octets)
             self._expect(self._waits.data if transaction.stage == "data" else self._waits.command)
 
     def _conclude(self) -> None:
-        """Wake the one who waits. Then it is the turn of the one whose envelope was written."""
-        run, following = self._run, self._next
-        if run is None:
-            return
+        """Wake the one who waits. Then it is the turn of the next one."""
+        run = self._runs.popleft()
+        self._chunks = None
         self.left_open = run.transaction.left_open
-        run.wake()
-        if following is None or self.unsettled is not None or not run.transaction.in_step:
-            self._forsake_next()
+        if not run.transaction.in_step or (self._forsaken and not self._runs):
+            self._broken = True
+        self._hand_over(run)
+        if self._broken:
+            self._forsake_others()
+        elif self._runs:
+            self._begin_turn(self._runs[0])
+        self._tell_settled()
+
+    def _tell_settled(self) -> None:
+        """Say so when none is left that nobody waits for."""
+        unsettled = self.unsettled
+        if unsettled is None or unsettled.done() or any(each.is_left for each in self._runs):
             return
-        self._run, self._next = following, None
-        following.deadlines = following.deadlines.counted_from(self._loop.time())
-        self._expect(self._waits.command)
+        unsettled.set_result(None)
+
+    def _begin_turn(self, run: _Run) -> None:
+        now = self._loop.time()
+        if run.is_written:
+            self._expect(run.final_until - now)
+        else:
+            run.deadlines = run.deadlines.counted_from(now)
+            self._expect(self._waits.command)
 
     def _malformed(self, reason: str) -> None:
         self._broken = True
-        if self._run is not None and self._run.transaction.outcome is None:
-            self._run.transaction.malformed(reason)
+        if self._runs:
+            self._runs[0].transaction.malformed(reason)
             self._conclude()
 
-    def _begin_content(self, transaction: Transaction) -> None:
-        content = transaction.content
-        self._written = 0
-        if len(content) > SMALL:
-            self._chunks = dot_stuffed(self._counted(content.chunks()))
+    def _begin_content(self, run: _Run) -> None:
+        transaction = run.transaction
+        if len(transaction.content) > SMALL:
+            self._written = 0
+            looked_at = as_it_is if transaction.is_chunked else dot_stuffed
+            self._chunks = looked_at(self._counted(transaction.content.chunks()))
             self._expect(self._waits.data)
+            if transaction.content_command:
+                self._write(transaction.content_command)
             self._send_content()
             return
+        octets = self._small_content(transaction)
+        if octets is None:
+            self._broken = True
+            self._conclude()
+        else:
+            self._write_last(run, octets)
+
+    def _small_content(self, transaction: Transaction) -> bytes | None:
+        """Return the content as it goes out in one write; None where that ends the transaction."""
         try:
-            octets = b"".join(content.chunks())
-            wire = b"".join(dot_stuffed([octets]))
+            octets = b"".join(transaction.content.chunks())
+            if transaction.is_chunked:
+                wire = transaction.content_command + b"".join(as_it_is([octets]))
+            else:
+                wire = b"".join(dot_stuffed([octets])) + DOT
         except Exception as error:  # noqa: BLE001 - whatever the source raises, the dot is not sent
-            self._content_failed(transaction, error)
-            return
-        if len(octets) != len(content):
-            self._content_failed(transaction)
-            return
-        self._write_last(transaction, wire + DOT)
+            _content_failed(transaction, error)
+            return None
+        if len(octets) != len(transaction.content):
+            _content_failed(transaction)
+            return None
+        return wire
 
     def _send_content(self) -> None:
-        """Write chunks as long as the transport takes them, then the dot as a write of its own."""
-        run, chunks = self._run, self._chunks
-        if run is None or chunks is None or run.transaction.outcome is not None:
+        """Write chunks as long as the transport takes them, then the dot as a write of its own.
+
+        BDAT has no dot: there the last chunk waits until it is known that none comes after it.
+        """
+        chunks = self._chunks
+        if chunks is None or not self._runs:
             return
-        transaction = run.transaction
+        run = self._runs[0]
         until = self._written + _TURN
         while not self._paused and self._written < until:
             try:
                 chunk = next(chunks, None)
             except Exception as error:  # noqa: BLE001 - whatever the source raises, the dot is not sent
-                self._content_failed(transaction, error)
+                self._fail_content(run, error)
                 return
-            if chunk is None:
-                self._end_content(transaction)
+            if chunk is None or self._written > len(run.transaction.content):
+                self._end_content(run)
                 return
+            if run.transaction.is_chunked:
+                self._kept_back, chunk = chunk, self._kept_back
             self._write(chunk)
         self._unsent = self._transport.get_write_buffer_size()
         self._expect(self._waits.data)
@@ -362,57 +433,71 @@ class SMTPProtocol(asyncio.Protocol):
             self._written += len(chunk)
             yield chunk
 
-    def _end_content(self, transaction: Transaction) -> None:
-        if self._written != len(transaction.content):
-            self._content_failed(transaction)
+    def _end_content(self, run: _Run) -> None:
+        if self._written != len(run.transaction.content):
+            self._fail_content(run)
             return
         self._chunks = None
-        self._write_last(transaction, DOT)
+        last = DOT
+        if run.transaction.is_chunked:
+            last, self._kept_back = self._kept_back, b""
+        self._write_last(run, last)
 
-    def _write_last(self, transaction: Transaction, octets: bytes) -> None:
-        transaction.content_written()
-        self._write(octets)
-        self._final_until = self._loop.time() + self._waits.final
-        self._expect(self._waits.final)
-        if self._run is not None and self._run.on_written is not None:
-            self._run.on_written()
+    def _write_last(self, run: _Run, octets: bytes) -> None:
+        run.transaction.content_written()
+        run.final_until = self._loop.time() + self._waits.final
+        self._expect_of(run, self._waits.final)
+        if run.on_written is None:
+            self._write(octets)
+            return
+        # Who follows has its turn before the write is made, and says its envelope in the same one.
+        self._held.append(octets)
+        run.on_written()
+        self._loop.call_soon(self._write_held)
 
-    def _content_failed(self, transaction: Transaction, cause: Exception | None = None) -> None:
-        if isinstance(cause, MailError):
-            error: MailError = cause
-        else:
-            error = InvalidAttachment("the content could not be read as it was announced")
-            error.__cause__ = cause
-        transaction.content_failed(error)
+    def _fail_content(self, run: _Run, cause: Exception | None = None) -> None:
+        _content_failed(run.transaction, cause)
         self._broken = True
         self._conclude()
 
     def _end(self) -> None:
         self.connected = False
-        if self._run is not None and self._run.transaction.outcome is None:
-            self._run.transaction.lost(self._reader.pending)
+        if self._runs:
+            self._runs[0].transaction.lost(self._reader.pending)
+            self._broken = True
             self._conclude()
 
     def _write(self, octets: bytes) -> None:
+        if self._held:
+            octets = b"".join([*self._held, octets])
+            self._held.clear()
         self._transport.write(octets)
+
+    def _write_held(self) -> None:
+        if self._held and not self._transport.is_closing():
+            self._write(b"")
 
     # The timer. It is only ever set anew for an earlier deadline; for a later one it finds out when
     # it fires, which is far cheaper than a timer for each reply.
 
-    def _expect(self, seconds: float) -> None:
-        """Something is to happen within that time."""
-        run = self._run
-        if run is None:
-            return
-        is_written = run.transaction.last_octet_written
-        limit = run.deadlines.reply if is_written else run.deadlines.content
-        self._deadline = min(self._loop.time() + seconds, limit)
-        self._arm()
+    def _expect_of(self, run: _Run, seconds: float) -> None:
+        """Something is to happen with it within that time, if it is its turn."""
+        if run is self._runs[0]:
+            self._expect(seconds)
+        else:
+            self._arm(run.until)
 
-    def _arm(self) -> None:
-        due = self._deadline
-        if self._next is not None:
-            due = min(due, self._next.deadlines.of_waiting)
+    def _expect(self, seconds: float) -> None:
+        """Something is to happen with the first one within that time."""
+        if self._runs:
+            run = self._runs[0]
+            limit = run.deadlines.reply if run.is_written else run.deadlines.content
+            self._deadline = min(self._loop.time() + seconds, limit)
+            self._arm(self._deadline)
+
+    def _arm(self, due: float) -> None:
+        if due == float("inf"):
+            return
         if self._timer is None or self._timer_due > due:
             if self._timer is not None:
                 self._timer.cancel()
@@ -421,22 +506,31 @@ class SMTPProtocol(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer = None
-        run, now = self._run, self._loop.time()
-        if run is None or run.transaction.outcome is not None:
+        self._end_others_waits()
+        if not self._runs:
             return
-        if self._next is not None and now >= self._next.deadlines.of_waiting:
-            self._next.transaction.timed_out()
-            self._forsake_next()
+        run, now = self._runs[0], self._loop.time()
         if now < self._deadline or self._body_moves(run):
-            self._arm()
+            self._arm(min(self._deadline, *[each.until for each in self._runs]))
             return
-        has_caller = run.transaction.last_octet_written and self.unsettled is None
-        if has_caller and now < self._final_until:
+        if run.is_written and not run.is_left and now < run.final_until:
             run.wake()  # it is the caller's time only that is over
             return
         run.transaction.timed_out()
         self._broken = True
         self._conclude()
+
+    def _end_others_waits(self) -> None:
+        """Wake those behind the first one whose time is over."""
+        now = self._loop.time()
+        for run in list(self._runs)[1:]:
+            if now < run.until or run.is_left:
+                continue
+            if run.is_written:
+                run.wake()
+            else:
+                run.transaction.timed_out()
+                self._forsake_unwritten()
 
     def _body_moves(self, run: _Run) -> bool:
         """Tell whether octets of the content left since this was last asked, and wait on if so."""
@@ -448,3 +542,13 @@ class SMTPProtocol(asyncio.Protocol):
             self._deadline = min(now + self._waits.data, run.deadlines.content)
             return True
         return False
+
+
+def _content_failed(transaction: Transaction, cause: Exception | None = None) -> None:
+    """End a transaction whose content cannot be read as it was announced."""
+    if isinstance(cause, MailError):
+        error: MailError = cause
+    else:
+        error = InvalidAttachment("the content could not be read as it was announced")
+        error.__cause__ = cause
+    transaction.content_failed(error)

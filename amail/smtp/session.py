@@ -30,9 +30,12 @@ from amail.errors import (
     ConfigError,
     ConnectError,
     ConnectionLost,
+    DeliveryUnknown,
     MailError,
     NotSent,
     ProtocolError,
+    RecipientsRejected,
+    SenderRejected,
     SendTimeout,
     ServerBusy,
     TLSError,
@@ -44,6 +47,7 @@ from amail.smtp.auth import Exchange, choose_mechanism, refusal
 from amail.smtp.credentials import ask_token
 from amail.smtp.dial import dial
 from amail.smtp.extensions import Extensions
+from amail.smtp.manners import Manners
 from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
 from amail.smtp.transaction import Transaction
 from amail.transports.server_info import Certificate, ServerInfo
@@ -76,12 +80,14 @@ _NO_EHLO = frozenset({500, 502, 504})
 class Way:
     """Until when a message may take, who hears that its last octet is written, and its ``fate``.
 
-    The latter is for who left, and holds what became of it as far as is known.
+    The latter is for who left, and holds what became of it as far as is known. ``is_careful`` has
+    one command said at a time.
     """
 
     deadlines: Deadlines
     on_written: Callable[[], None] | None = None
     fate: Outcome = "not_sent"
+    is_careful: bool = False
 
 
 class Session:
@@ -93,12 +99,15 @@ class Session:
         sock: socket.socket,
         extensions: Extensions,
         settings: SMTPSettings,
+        manners: Manners,
     ) -> None:
         self.extensions = extensions
         self.relay = settings.relay
         self._transport = transport
         self._socket = sock
-        self._pipelining = settings.pipelining
+        self._manners = manners
+        self._depth = settings.pipeline_depth
+        self._was_used = False
         self._left = settings.max_messages or None
         self._warned_of_dsn = False
         self.info = ServerInfo(self.relay)
@@ -106,7 +115,7 @@ class Session:
         # Sessions opened together shall not end together.
         self._ends_at = loop.time() + settings.max_age * random.uniform(0.9, 1.1)  # noqa: S311
         waits = Waits(settings.command_timeout, settings.data_timeout, settings.final_timeout)
-        self._protocol = SMTPProtocol(transport, waits)
+        self._protocol = SMTPProtocol(transport, waits, self._depth)
         self._loop = loop
         transport.set_protocol(self._protocol)
 
@@ -131,8 +140,28 @@ class Session:
 
     @property
     def can_follow(self) -> bool:
-        """True while another message may begin before the reply to the last one has come."""
-        return self._pipelining and self.extensions.pipelining and self._protocol.can_follow
+        """True while another message may begin before the reply to the last one has come.
+
+        Not where all of it goes out at once: its envelope alone would be said no earlier.
+        """
+        if not self.is_pipelined or (self._depth == 1 and self._is_bold):
+            return False
+        return self._protocol.can_follow
+
+    @property
+    def is_pipelined(self) -> bool:
+        """True where several commands go out in one write."""
+        return self._manners.pipelining and self.extensions.pipelining
+
+    @property
+    def _is_chunked(self) -> bool:
+        return self._manners.chunking and self.extensions.chunking
+
+    @property
+    def _is_bold(self) -> bool:
+        """Tell whether content may go out with its envelope."""
+        is_able = self.is_pipelined and self._is_chunked and not self._protocol.left_open
+        return is_able and self._manners.is_bold(self._loop.time())
 
     async def send(self, envelope: Envelope, content: Content, way: Way) -> Receipt:
         """Run one transaction. Raises MailError; only a proven clean session stays reusable.
@@ -142,20 +171,29 @@ class Session:
         CancelledError says what is known of the message, and so does ``way.fate``.
         """
         way.fate = "not_sent"
-        is_second = self.can_follow
+        is_second = self._protocol.can_follow
+        pipelined = self.is_pipelined and not way.is_careful
+        chunked = self._is_chunked and not way.is_careful
+        # Some take BDAT of one message under the envelope of another one that came to nothing.
+        reset_first = (self._protocol.left_open and not is_second) or (
+            pipelined and chunked and self._was_used
+        )
         transaction = Transaction(
             envelope,
             content,
             self.extensions,
-            pipelined=self._pipelining,
-            reset_first=self._protocol.left_open and not is_second,
+            pipelined=pipelined,
+            chunked=chunked,
+            reset_first=reset_first,
             relay=self.relay,
         )
+        at_once = self._is_bold and not way.is_careful
+        self._was_used = True
         if self._left is not None:
             self._left -= 1
         self._warn_of_dsn(envelope)
         try:
-            await self._protocol.run(transaction, way.deadlines, way.on_written)
+            await self._protocol.run(transaction, way.deadlines, way.on_written, at_once=at_once)
         except BaseException as error:
             is_whole = transaction.outcome is not None and transaction.in_step
             if not is_whole and not self._protocol.awaits_reply:
@@ -163,6 +201,7 @@ class Session:
             way.fate = _fate(transaction)
             _say_what_is_known(error, transaction)
             raise
+        self._learn(transaction)
         if transaction.outcome is None:
             way.fate = "unknown"
             raise transaction.unknown("no reply came in time")
@@ -176,9 +215,22 @@ class Session:
             transaction.outcome = outcome = None  # type: ignore[assignment]
             del transaction
 
-    def settle(self) -> Receipt | MailError:
-        """Return what the message came to whose caller had left."""
-        return self._conclude(self._protocol.settle())
+    def _learn(self, transaction: Transaction) -> None:
+        """Note what a message tells of how its server may be spoken to."""
+        if transaction.is_at_odds:
+            self._manners.forgo_chunking()
+        if not transaction.went_at_once:
+            return
+        outcome = transaction.outcome
+        if isinstance(outcome, RecipientsRejected | SenderRejected):
+            self._manners.envelope_was_refused(self._loop.time())
+        is_unknown = outcome is None or isinstance(outcome, DeliveryUnknown)
+        if is_unknown and transaction.is_answered_in_part and self._protocol.connected:
+            self._manners.forgo_pipelining()
+
+    def settle(self) -> list[Receipt | MailError]:
+        """Return what the messages came to whose callers had left."""
+        return [self._conclude(transaction) for transaction in self._protocol.settle()]
 
     def _conclude(self, transaction: Transaction) -> Receipt | MailError:
         if not transaction.in_step and not self._protocol.awaits_reply:
@@ -257,16 +309,19 @@ async def open_session(
     context: ssl.SSLContext | None,
     deadline: float,
     observe: Observer | None = None,
+    *,
     refused: Callable[[SMTPSettings, str], None] | None = None,
+    manners: Manners | None = None,
 ) -> Session:
     """Open a session: greeted, encrypted where that was asked for, authenticated.
 
     ``context`` is needed for TLS, ``deadline`` is a reading of the loop's clock. ``observe`` is
     told at each stage what is known of the server by then, ``refused`` the password or the token
-    that it refuses for good. Raises ConfigError and the kinds of NotSent; cancelling it drops the
-    connection first and waits for nothing.
+    that it refuses for good; ``manners`` is how it may be spoken to. Raises ConfigError and the
+    kinds of NotSent; cancelling it drops the connection first and waits for nothing.
     """
-    opening = _Opening(settings, context, deadline, observe, refused)
+    manners = manners or Manners(settings)
+    opening = _Opening(settings, context, deadline, observe, refused=refused, manners=manners)
     # In an empty context: the loop's reader of this session would keep the caller's alive.
     task = asyncio.get_running_loop().create_task(opening.run(), context=contextvars.Context())
     try:
@@ -299,12 +354,15 @@ class _Opening:
         context: ssl.SSLContext | None,
         deadline: float,
         observe: Observer | None,
+        *,
         refused: Callable[[SMTPSettings, str], None] | None,
+        manners: Manners,
     ) -> None:
         self.stage: Stage = "dns"
         self.info = ServerInfo(settings.relay)
         self._observe = observe
         self._tell_refused = refused
+        self._manners = manners
         self._settings = settings
         self._context = context
         self._deadline = deadline
@@ -546,7 +604,7 @@ class _Opening:
                 retryable=True,
                 relay=self._settings.relay,
             )
-        session = Session(transport, self._socket, self._extensions, self._settings)
+        session = Session(transport, self._socket, self._extensions, self._settings, self._manners)
         smtp.transport = None
         smtp.close()
         return session

@@ -62,6 +62,8 @@ class SMTPOptions(t.TypedDict, total=False):
     max_age: float
     idle_timeout: float
     pipelining: bool
+    chunking: bool
+    pipeline_depth: int
     connect_timeout: float
     command_timeout: float
     data_timeout: float
@@ -87,7 +89,9 @@ class SMTPSettings:
 
     Pool: at most ``max_connections`` sessions at a time, each closed after ``max_messages`` (0: any
     number), ``max_age`` seconds, or ``idle_timeout`` seconds unused. ``pipelining=False`` says one
-    command a write even where the server offers PIPELINING (RFC 2920).
+    command a write even where the server offers PIPELINING (RFC 2920), ``chunking=False`` says DATA
+    even where it offers CHUNKING (RFC 3030). ``pipeline_depth``: where both are offered, that many
+    messages of a ``send_many`` may be on their way over one session; if it dies, all are unknown.
 
     Seconds: ``connect_timeout`` for DNS and TCP, and again for the handshake of implicit TLS;
     ``command_timeout`` for each reply (that of STARTTLS together with its handshake);
@@ -119,6 +123,8 @@ class SMTPSettings:
     max_age: float = 300.0
     idle_timeout: float = 30.0
     pipelining: bool = True
+    chunking: bool = True
+    pipeline_depth: int = 1
     connect_timeout: float = 10.0
     command_timeout: float = 30.0
     data_timeout: float = 60.0
@@ -129,11 +135,12 @@ class SMTPSettings:
         self._check_place()
         self._check_credentials()
         self._check_tls()
-        for name in ("tls_verify", "allow_insecure_auth", "pipelining"):
+        for name in ("tls_verify", "allow_insecure_auth", "pipelining", "chunking"):
             if type(getattr(self, name)) is not bool:
                 raise _wrong_type(name, "True or False", getattr(self, name))
         _whole_number("max_connections", self.max_connections, 1, 10_000)
         _whole_number("max_messages", self.max_messages, 0, 1_000_000)
+        _whole_number("pipeline_depth", self.pipeline_depth, 1, 1000)
         for each in fields(self):
             if each.name.endswith("_timeout") or each.name == "max_age":
                 check_seconds(each.name, getattr(self, each.name))

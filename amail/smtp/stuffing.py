@@ -22,6 +22,15 @@ def dot_stuffed(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
     Raises MessageError at a bare CR or LF, and at the end where the last line is not ended.
     """
+    return _looked_at(chunks, stuffs=True)
+
+
+def as_it_is(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same octets, for BDAT, which counts them (RFC 3030). Raises what the other does."""
+    return _looked_at(chunks, stuffs=False)
+
+
+def _looked_at(chunks: Iterable[bytes], *, stuffs: bool) -> Iterator[bytes]:
     before = b"\r\n"
     for chunk in chunks:
         joined = before + chunk
@@ -29,7 +38,7 @@ def dot_stuffed(chunks: Iterable[bytes]) -> Iterator[bytes]:
         pairs = joined.count(b"\r\n")
         if joined.count(b"\n") != pairs or joined.count(b"\r") - ends_within != pairs:
             raise MessageError("the content has a bare CR or LF; lines end in CRLF")
-        if b"\r\n." in joined:
+        if stuffs and b"\r\n." in joined:
             yield joined.replace(b"\r\n.", b"\r\n..")[len(before) :]
         else:
             yield chunk

@@ -2,13 +2,17 @@
 
     RSET? ─► MAIL ─► RCPT ... ─► DATA ─► content ─► dot ─► accepted, rejected
                  refused ─┴────────┴─► rejected       └─► no reply: unknown
+    RSET? ─► MAIL ─► RCPT ... ─► BDAT n LAST, content ─► the same        (with CHUNKING, RFC 3030)
 
 No socket, no clock, no loop. Who drives it writes what ``begin`` and ``receive`` return, sends the
-content when ``stage`` is "body", says ``content_written`` together with the write that holds its
-last octet, and hands on what happens: ``receive``, ``lost``, ``timed_out``, ``malformed``. When
-``outcome`` is set the transaction is over.
+content, behind ``content_command``, when ``stage`` is "body", says ``content_written`` together
+with the write that holds its last octet, and hands on what happens: ``receive``, ``lost``,
+``timed_out``, ``malformed``. When ``outcome`` is set the transaction is over. Where it
+``fits_one_flight`` the content may go out together with what ``begin`` returns: then every reply
+decides, and what the server says last counts only if it is in keeping with what it said before.
 
-Invariant: exactly one outcome, and "not sent" only if the last octet was never written.
+Invariant: exactly one outcome, and "not sent" only if the last octet was never written, or the
+server said of an earlier command that this message is not to come.
 """
 
 from __future__ import annotations
@@ -42,18 +46,24 @@ if t.TYPE_CHECKING:
 MAX_GROUP = 64 * 1024
 """Octets of commands in one write (RFC 2920, section 3.1, speaks of TCP's window)."""
 
+MAX_FLIGHT = 64 * 1024
+"""Octets of content that may be sent before the server has answered to its envelope."""
+
 
 class Transaction:
     """State of one message on its way through one session.
 
-    ``pipelined`` allows groups of commands in one write (RFC 2920). ``reset_first`` says that an
-    earlier transaction of the session was left open. ``relay`` goes into receipt and errors.
+    ``pipelined`` allows groups of commands in one write (RFC 2920), ``chunked`` BDAT in place of
+    DATA; both only where they are offered. ``reset_first`` has RSET written before the envelope, as
+    an earlier one may have been left open. ``relay`` goes into receipt and errors.
 
     Raises MessageTooLarge, UTF8Required or NotSent for what the server says it cannot take.
     """
 
     __slots__ = (
         "_answered",
+        "_chunked",
+        "_closing",
         "_commands",
         "_content",
         "_envelope",
@@ -64,10 +74,12 @@ class Transaction:
         "_relay",
         "_sender_refused",
         "in_step",
+        "is_at_odds",
         "last_octet_written",
         "left_open",
         "outcome",
         "stage",
+        "went_at_once",
     )
 
     def __init__(
@@ -77,6 +89,7 @@ class Transaction:
         extensions: Extensions,
         *,
         pipelined: bool,
+        chunked: bool = False,
         reset_first: bool = False,
         relay: str | None = None,
     ) -> None:
@@ -84,6 +97,7 @@ class Transaction:
         self._content = content
         self._relay = relay
         self._pipelined = pipelined and extensions.pipelining
+        self._chunked = chunked and extensions.chunking
         self.stage: Stage = "mail"
         self._check_extensions(extensions)
         self._commands = [commands.RSET] if reset_first else []
@@ -91,23 +105,57 @@ class Transaction:
         self._commands += (
             commands.mail(envelope, content, extensions),
             *commands.rcpts(envelope, extensions),
-            commands.DATA,
         )
+        if not self._chunked:
+            self._commands.append(commands.DATA)
         self._answered = 0
         self._in_group = 0  # commands that were written; those beyond are not
         self._sender_refused: tuple[int, bytes] | None = None
         self._refused: dict[str, Reply] = {}
+        self._closing: tuple[Stage, int, bytes] | None = None  # where and how a 421 was said
         self.outcome: Receipt | MailError | None = None
         self.last_octet_written = False
         # The server may still hold an envelope, so RSET goes before the next one.
         self.left_open = reset_first
+        # The content went out with the envelope. The last reply is at odds with those before.
+        self.went_at_once = self.is_at_odds = False
         # Every reply was read and understood: the session can take another message.
         self.in_step = True
 
     @property
     def content(self) -> Content:
-        """What is sent after DATA."""
+        """What is sent after DATA, or in BDAT."""
         return self._content
+
+    @property
+    def is_chunked(self) -> bool:
+        """True where the content is counted and not stuffed, and no dot ends it."""
+        return self._chunked
+
+    @property
+    def content_command(self) -> bytes:
+        """What stands in front of the content in the same write."""
+        return commands.bdat(len(self._content)) if self._chunked else b""
+
+    @property
+    def fits_one_flight(self) -> bool:
+        """True where commands and content can go out in one write, nothing having been said yet.
+
+        A large one would be in vain if it were refused, and of one that all recipients have to
+        take a part could be gone (RFC 3030, section 4.2).
+        """
+        return (
+            self._chunked
+            and self._pipelined
+            and not self._envelope.all_recipients
+            and len(self._content) <= MAX_FLIGHT
+            and self._end_of_group(0) == len(self._commands)
+        )
+
+    @property
+    def is_answered_in_part(self) -> bool:
+        """True while some commands have a reply and some that were written do not."""
+        return 0 < self._answered < self._in_group
 
     # What the driver asks and says
 
@@ -122,7 +170,7 @@ class Transaction:
                 self._on_final(code, raw)
             case "body":
                 self._on_early(code, raw)
-            case _ if code == 421:
+            case _ if code == 421 and not self.last_octet_written:
                 self._busy(code, raw)
             case _:
                 return self._on_command_reply(code, raw)
@@ -131,7 +179,9 @@ class Transaction:
     def content_written(self) -> None:
         """Note that the write holding the last octet of the content is being made."""
         self.last_octet_written = True
-        self.stage = "final"
+        self.went_at_once = self._answered < self._in_group
+        if not self.went_at_once:
+            self.stage = "final"
 
     def content_failed(self, error: MailError) -> None:
         """End because the content cannot be read. Its last octet was not written."""
@@ -169,7 +219,7 @@ class Transaction:
         )
         refused = self._refused
         concerned = [path for path in self._envelope.forward_paths if path not in refused]
-        details = self._details(recipients=tuple(concerned))
+        details = self._details(recipients=tuple(concerned), stage="final")
         return DeliveryUnknown(text, refused=refused, **details)
 
     def malformed(self, reason: str) -> None:
@@ -185,6 +235,8 @@ class Transaction:
         paths = self._envelope.forward_paths
         position = self._answered - self._mail_at
         self._answered += 1
+        if code == 421 and not self._taken_by_nobody:
+            self._closing = self._closing or (self.stage, code, raw)
         if position < 0:
             self._on_rset(code)
         elif position == 0:
@@ -192,18 +244,20 @@ class Transaction:
         elif position <= len(paths):
             self._on_rcpt(paths[position - 1], code, raw)
             if position == len(paths):
-                self.stage = "data"
+                self.stage = "final" if self.last_octet_written else "data"
         elif position == len(paths) + 1:
             return self._on_data(code, raw)
         else:
             self._on_lone_dot()
-        if self.outcome is not None or self._answered < self._in_group:
+        if self.outcome is not None or self._answered < self._in_group or self.last_octet_written:
             return b""
         return self._next_group()
 
     def _on_rset(self, code: int) -> None:
         if 200 <= code < 300:
             self.left_open = False
+        elif self.last_octet_written:
+            self.in_step = False  # what comes of the message is for the other replies to say
         else:
             self._protocol_error(f"RSET was answered with {code}")
 
@@ -214,13 +268,13 @@ class Transaction:
         elif code >= 400:
             self._sender_refused = code, raw
         else:
-            self._protocol_error(f"MAIL was answered with {code}")
+            self.malformed(f"MAIL was answered with {code}")
 
     def _on_rcpt(self, path: str, code: int, raw: bytes) -> None:
         if code >= 400:
             self._refused[path] = decode_reply(code, raw)
         elif code >= 300:
-            self._protocol_error(f"RCPT was answered with {code}")
+            self.malformed(f"RCPT was answered with {code}")
 
     def _on_data(self, code: int, raw: bytes) -> bytes:
         if code == 354:
@@ -263,9 +317,16 @@ class Transaction:
         if 300 <= code < 400:
             self.malformed(f"the content was answered with {code}")
             return
+        if self._closing is not None or self._taken_by_nobody:
+            self._on_final_of_refused(code)
+            return
         self.left_open = False
         if code < 300:
             reply = decode_reply(code, raw)
+            if self._chunked and (reply.enhanced or "").startswith("2.1."):
+                # It is about an address (RFC 3463, 3.2): a reply too many, and ours is to come.
+                self._be_at_odds(f"what the server answered is about an address: {reply}")
+                return
             accepted = self._envelope.forward_paths
             if self._refused:
                 accepted = tuple([path for path in accepted if path not in self._refused])
@@ -279,17 +340,32 @@ class Transaction:
                 queue_id=reply.queue_id,
             )
             return
-        self.in_step = code != 421
+        self.in_step = self.in_step and code != 421
+        if self._chunked and code in _NO_SUCH_COMMAND:
+            self.is_at_odds = True
+            self._protocol_error(f"BDAT was answered with {code}", decode_reply(code, raw))
+            return
         self._reject_message("the server rejected the message", code, raw)
+
+    def _on_final_of_refused(self, code: int) -> None:
+        """Take what is said to content that went out with an envelope that was refused."""
+        if code < 300:
+            self._be_at_odds("the server took the content, having refused the envelope")
+            return
+        self.in_step = self.in_step and code != 421
+        self._refuse_as_said()
 
     # Commands
 
     def _next_group(self) -> bytes:
         """Return the commands that can be written now, or end if the envelope is refused."""
-        if self._sender_refused or (self._before_data and self._envelope_refused):
+        if self._sender_refused or (self._before_content and self._envelope_refused):
             self._reject_envelope()
             return b""
         first = self._in_group
+        if first == len(self._commands):  # BDAT is no command of its own, the content is part of it
+            self.stage = "body"
+            return b""
         until = first + 1
         if self._pipelined:
             until = self._end_of_group(first)
@@ -300,7 +376,7 @@ class Transaction:
     def _end_of_group(self, first: int) -> int:
         """Where all recipients are needed DATA waits for their replies (RFC 2920, 3.1)."""
         end = len(self._commands)
-        if self._envelope.all_recipients and first < end - 1:
+        if self._envelope.all_recipients and not self._chunked and first < end - 1:
             end -= 1
         octets = 0
         for position in range(first, end):
@@ -310,8 +386,8 @@ class Transaction:
         return end
 
     @property
-    def _before_data(self) -> bool:
-        return self._in_group == len(self._commands) - 1
+    def _before_content(self) -> bool:
+        return self._in_group == len(self._commands) - (not self._chunked)
 
     @property
     def _envelope_refused(self) -> bool:
@@ -341,6 +417,20 @@ class Transaction:
             raise MessageTooLarge(
                 hints.with_hint(f"{text} (SIZE)", hints.SMALLER), **self._details()
             )
+
+    def _be_at_odds(self, reason: str) -> None:
+        """End where replies contradict each other: who was refused is not known either."""
+        self.is_at_odds = True
+        self._refused.clear()
+        self._fail(self.unknown(reason))
+
+    def _refuse_as_said(self) -> None:
+        """End with what was said to the envelope, be it that the server closes the session."""
+        if self._closing is None:
+            self._reject_envelope()
+        else:
+            self.stage, code, raw = self._closing
+            self._say_busy(code, raw)
 
     def _reject_envelope(self) -> None:
         if self._sender_refused is not None:
@@ -397,15 +487,17 @@ class Transaction:
 
         Postfix hangs up with 421 right behind a refusal where it counts too many errors.
         """
-        if self.last_octet_written or not self._taken_by_nobody:
+        if self._closing is None and not self._taken_by_nobody:
             return False
+        self._refuse_as_said()
         self.in_step = False
-        self._reject_envelope()
         return True
 
     def _busy(self, code: int, raw: bytes) -> None:
-        if self._ends_refused():
-            return
+        if not self._ends_refused():
+            self._say_busy(code, raw)
+
+    def _say_busy(self, code: int, raw: bytes) -> None:
         reply = decode_reply(code, raw)
         text = f"the server closes the session: {reply}"
         text = hints.with_hint(text, hints.about_sessions(reply))
@@ -433,6 +525,9 @@ class Transaction:
             "relay": self._relay,
             **others,
         }
+
+
+_NO_SUCH_COMMAND = frozenset({500, 502, 503, 504})
 
 
 def _is_too_large(reply: Reply) -> bool:

@@ -37,6 +37,7 @@ from amail.errors import (
 )
 from amail.smtp.circuit import Circuit
 from amail.smtp.credentials import Refusals
+from amail.smtp.manners import Manners
 from amail.smtp.pace import Pace
 from amail.smtp.parts import Parts, is_due_later
 from amail.smtp.pool import Pool
@@ -44,7 +45,13 @@ from amail.smtp.protocol import Deadlines
 from amail.smtp.session import Session, Way, open_session
 from amail.smtp.settings import check_seconds
 from amail.smtp.tls import client_context
-from amail.transports.base import PoolStats, drain_seconds, reply_until, when_written
+from amail.transports.base import (
+    PoolStats,
+    drain_seconds,
+    reply_until,
+    time_for_all,
+    when_written,
+)
 
 if t.TYPE_CHECKING:
     import ssl
@@ -101,6 +108,7 @@ class SMTPTransport:
         self._credentials = Circuit(failures=1, seconds=60.0, longest=60.0)
         self._refusals = Refusals()
         self._pace = Pace(settings.max_connections)
+        self._manners = Manners(settings)
         self._was_in: tuple[int, int] | None = None  # the process and the loop
         self._outcomes: Counter[Outcome] = Counter()
         self._on_resolved: OnResolved | None = None
@@ -113,7 +121,7 @@ class SMTPTransport:
     @property
     def concurrency(self) -> int:
         """How many sends are worth having under way at once."""
-        return self.settings.max_connections
+        return self.settings.max_connections * self.settings.pipeline_depth
 
     async def send(
         self, envelope: Envelope, content: Content, *, deadline: float | None = None
@@ -239,7 +247,7 @@ class SMTPTransport:
     async def _send(
         self, slot: Slot[Session], envelope: Envelope, content: Content, way: Way
     ) -> Receipt:
-        way.deadlines = self._deadlines(slot.deadline)
+        way.deadlines = self._deadlines_in(slot)
         attempts = 1
         session = slot.take_idle()
         while True:
@@ -249,7 +257,7 @@ class SMTPTransport:
             except NotSent as error:
                 if _too_many(error) and await slot.exchange(_BUSY_SECONDS):
                     _logger.info("%s takes no further session; one fewer now", self.settings.relay)
-                    way.deadlines = self._deadlines(slot.deadline)
+                    way.deadlines = self._deadlines_in(slot)
                     session = slot.take_idle()
                     continue
                 if reused and _was_stale(error):
@@ -257,14 +265,18 @@ class SMTPTransport:
                     self._reconnects += 1
                 elif attempts < _ATTEMPTS and _may_help_at_once(error):
                     attempts += 1
+                    was_pipelined = slot.session is not None and slot.session.is_pipelined
+                    way.is_careful = was_pipelined and _may_be_about_groups(error)
                     await _pause(way.deadlines)
                 else:
                     raise
                 if shared:  # only now it is its own turn
-                    way.deadlines = self._deadlines(slot.deadline)
+                    way.deadlines = self._deadlines_in(slot)
                 if asyncio.get_running_loop().time() >= way.deadlines.content:
                     raise
             else:
+                if way.is_careful:
+                    self._manners.forgo_pipelining()
                 return receipt if attempts == 1 else replace(receipt, attempts=attempts)
             slot.drop()
             session = None
@@ -290,6 +302,7 @@ class SMTPTransport:
                         raise
                     _logger.info("%s asks to slow down: %s", self.settings.relay, error.reply)
                     slot.be_patient_until(self._pace.until)
+                    slot.recall()
                 else:
                     turn.was_accepted()
                     return receipt
@@ -326,7 +339,13 @@ class SMTPTransport:
         limit = deadlines.content
         context = await self._tls_context()
         opener = functools.partial(
-            open_session, self.settings, context, limit, observe, self._credentials_refused
+            open_session,
+            self.settings,
+            context,
+            limit,
+            observe,
+            refused=self._credentials_refused,
+            manners=self._manners,
         )
         loop = asyncio.get_running_loop()
         # A sender in a hurry says nothing about the server.
@@ -352,6 +371,15 @@ class SMTPTransport:
             seconds = max(0.0, min(self.settings.command_timeout, left))
             credentials = await self._refusals.credentials(self.settings, seconds)
         return functools.partial(self._refusals.are_news, credentials)
+
+    def _deadlines_in(self, slot: Slot[Session]) -> Deadlines:
+        """Do as ``_deadlines``; where several relays share the time, it begins with a slot."""
+        begin = time_for_all.get()
+        if begin is None or slot.deadline is not None or slot.is_shared:
+            return self._deadlines(slot.deadline)
+        content, reply = begin()
+        since = asyncio.get_running_loop().time() - time.monotonic()
+        return Deadlines(content + since, reply + since)
 
     def _deadlines(self, limit: float | None) -> Deadlines:
         """Work out, the slot being held now, until when the content and its reply may take."""
@@ -425,6 +453,7 @@ class SMTPTransport:
             pool_timeout=settings.pool_timeout,
             settled=_weakly(self._resolved),
         )
+        self._manners = Manners(settings)
         self._finalizer = weakref.finalize(self, _abandon, pool, self._made_at)
         self._finalizer.atexit = False
         self._watcher = _drop_with_the_loop(pool)
@@ -527,13 +556,20 @@ def _was_stale(error: NotSent) -> bool:
     return error.stage == "mail" and isinstance(error, ConnectionLost | ServerBusy)
 
 
+def _may_be_about_groups(error: NotSent) -> bool:
+    """Tell whether the server may not bear that several commands come in one write."""
+    return error.stage in {"mail", "rcpt", "data"} and isinstance(
+        error, ProtocolError | SendTimeout
+    )
+
+
 def _may_help_at_once(error: NotSent) -> bool:
     """Tell by kind and stage whether a fresh session, now, may do what this one did not."""
     match error:
         case ConnectionLost() | SendTimeout():
             return True
         case ProtocolError():
-            return error.stage in {"mail", "rcpt", "data", "body"}
+            return error.stage in {"mail", "rcpt", "data", "body", "final"}
         case ServerBusy():
             return error.stage in {"mail", "rcpt"}
         case AuthenticationError():

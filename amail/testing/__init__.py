@@ -1,6 +1,6 @@
 """For tests of code that sends mail: a scripted SMTP server on asyncio."""
 
-from amail.testing.fault_server import FaultServer
+from amail.testing.fault_server import EXTENSIONS, FaultServer
 from amail.testing.record import Command, Received
 from amail.testing.script import (
     OK,
@@ -25,6 +25,7 @@ from amail.testing.script import (
 )
 
 __all__ = [
+    "EXTENSIONS",
     "OK",
     "ByConnection",
     "ByMessage",

@@ -49,6 +49,7 @@ class Stages(t.TypedDict, total=False):
     rcpt: Script
     data: Script
     body: Script
+    chunk: Script
     final: Script
     rset: Script
     noop: Script

@@ -32,13 +32,14 @@ Stage = t.Literal[
     "rcpt",
     "data",
     "body",
+    "chunk",
     "final",
     "rset",
     "noop",
     "quit",
 ]
 """Where a server can act. "connect" is before everything, "tls" before the handshake, "body" after
-the 354, "final" after the final dot."""
+the 354 or BDAT, "chunk" after any chunk but the last, "final" after the last one or the dot."""
 
 STAGES: t.Final[tuple[Stage, ...]] = t.get_args(Stage)
 

@@ -1,6 +1,7 @@
 """One client's session at a FaultServer: commands in, replies out, violations noted.
 
-The server's side of RFC 5321, with RFC 1870, 2920, 3207, 4954, 6152, 6531 and 7628 where offered.
+The server's side of RFC 5321, with RFC 1870, 2920, 3030, 3207, 4954, 6152, 6531 and 7628 where
+offered.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import typing as t
 from collections import Counter
 from dataclasses import dataclass, field
 
-from amail.testing.content import ContentReader
+from amail.testing.content import ChunkReader, ContentReader
 from amail.testing.record import Command, Received
 from amail.testing.script import (
     Bytes,
@@ -47,6 +48,7 @@ if t.TYPE_CHECKING:
     from amail.testing.wire import Wire
 
 _NAME = "fault.test"
+_BDAT = re.compile(r"BDAT ([0-9]{1,20})( LAST)?", re.IGNORECASE)
 _PATH = re.compile(r"<((?:[^<>\s\"]|\"(?:[^\"\\]|\\.)*\")*)>((?: [^ ]+)*)$")
 # Parameters of MAIL and the extension that must have been offered for each.
 _MAIL_PARAMETERS = {
@@ -78,6 +80,7 @@ class _Transaction:
     mail_options: tuple[str, ...]
     forward_paths: list[str] = field(default_factory=list)
     rcpt_options: list[str] = field(default_factory=list)
+    chunks: ChunkReader | None = None
 
     @property
     def keywords(self) -> set[str]:
@@ -112,6 +115,7 @@ class Session:
             "MAIL": self._mail,
             "RCPT": self._rcpt,
             "DATA": self._data,
+            "BDAT": self._bdat,
             "RSET": self._rset,
             "NOOP": self._noop,
             "QUIT": self._quit,
@@ -313,18 +317,55 @@ class Session:
             await self._content(self._transaction or _Transaction("", ()))
             self._transaction = None
 
+    async def _bdat(self, line: str) -> None:
+        """Take a chunk, whatever becomes of it (RFC 3030, section 2)."""
+        match = _BDAT.fullmatch(line)
+        if match is None or "CHUNKING" not in self._offered:
+            self._violation("BDAT with bad syntax" if match is None else "BDAT is not offered")
+            self._reply("500 5.5.2 command not recognized")
+            return
+        transaction = self._transaction or _Transaction("", ())
+        reader = transaction.chunks = transaction.chunks or ChunkReader()
+        is_last = match[2] is not None
+        reader.expect(int(match[1]), last=is_last)
+        early = reader.feed(b"") is None and await self._read_content(reader)
+        if self.wire.pending and "PIPELINING" not in self._offered:
+            self._violation("command sent before the reply to 'BDAT'")
+        if is_last:
+            transaction.chunks = None
+        if early:
+            self._transaction = None
+        elif is_last:
+            self._object(transaction, reader)
+            await self._end_content(transaction, reader)
+            if transaction.forward_paths:  # one for nobody stays open at some servers
+                self._transaction = None
+        elif self._transaction is None:
+            self._reply("503 5.5.1 say MAIL first")
+        else:
+            await self._act("chunk", line, f"250 2.0.0 {match[1]} octets")
+
     async def _content(self, transaction: _Transaction) -> None:
         if self.wire.pending:
             self._violation("content before the reply to DATA")
         reader = ContentReader()
         early = await self._read_content(reader)
+        self._object(transaction, reader)
+        if not early:
+            await self._end_content(transaction, reader)
+
+    def _object(self, transaction: _Transaction, reader: ChunkReader | ContentReader) -> None:
         for objection in reader.objections:
             self._violation(objection)
-        if reader.eight_bit and not transaction.eight_bit:
+        if reader.eight_bit and not transaction.eight_bit and self._transaction is not None:
             self._violation("8-bit content without BODY=8BITMIME")
-        if early:
-            return
-        if not transaction.forward_paths:
+
+    async def _end_content(
+        self, transaction: _Transaction, reader: ChunkReader | ContentReader
+    ) -> None:
+        if self._transaction is None:
+            usual = "503 5.5.1 say MAIL first"
+        elif not transaction.forward_paths:
             usual = "554 5.5.1 no valid recipients"
         elif self._over_limit(reader.received):
             usual = "552 5.3.4 message too large"
@@ -336,8 +377,8 @@ class Session:
             self._keep(transaction, reader.content)
         await self._perform(action, usual)
 
-    async def _read_content(self, reader: ContentReader) -> bool:
-        """Read until the final dot. True if the reply was given before it."""
+    async def _read_content(self, reader: ChunkReader | ContentReader) -> bool:
+        """Read until its end. True if the reply was given before it."""
         action = self._server.due("body", self, "")
         due_after: float = getattr(action, "after", 0)
         replied = False
@@ -408,7 +449,7 @@ class Session:
         if len(octets) > _COMMAND_LINE and verb != "AUTH":
             self._violation("command line too long")
         self._note(line)
-        if self.wire.pending and verb != "QUIT":  # which has its own sentence
+        if self.wire.pending and verb not in {"QUIT", "BDAT"}:  # which have sentences of their own
             if "PIPELINING" not in self._offered:
                 self._violation(f"command sent before the reply to {verb[:20]!r}")
             elif verb in _LAST_IN_GROUP:

@@ -13,6 +13,7 @@ from tests.strategies import EXAMPLES
 def test_a_server_that_offers_nothing_has_no_extension() -> None:
     assert Extensions.from_ehlo({}) == Extensions(
         pipelining=False,
+        chunking=False,
         smtputf8=False,
         eightbitmime=False,
         size_offered=False,
@@ -23,11 +24,12 @@ def test_a_server_that_offers_nothing_has_no_extension() -> None:
 
 def test_each_keyword_is_its_extension() -> None:
     assert Extensions.from_ehlo({"pipelining": ""}) == Extensions(pipelining=True)
+    assert Extensions.from_ehlo({"chunking": ""}) == Extensions(chunking=True)
     assert Extensions.from_ehlo({"smtputf8": ""}) == Extensions(smtputf8=True)
     assert Extensions.from_ehlo({"8bitmime": ""}) == Extensions(eightbitmime=True)
     assert Extensions.from_ehlo({"size": "1000"}) == Extensions(size_offered=True, size=1000)
     assert Extensions.from_ehlo({"dsn": ""}) == Extensions(dsn=True)
-    assert Extensions.from_ehlo({"chunking": "", "x-size": "5", "x-dsn": ""}) == Extensions()
+    assert Extensions.from_ehlo({"x-chunking": "", "x-size": "5", "x-dsn": ""}) == Extensions()
 
 
 @pytest.mark.parametrize(

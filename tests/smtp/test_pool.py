@@ -64,9 +64,9 @@ class Fake:
     def usable(self) -> bool:
         return self.end == "open" and self.unsettled is None
 
-    def settle(self) -> object:
+    def settle(self) -> list[object]:
         self.unsettled = None
-        return f"what {self._number} was asked for"
+        return [f"what {self._number} was asked for"]
 
     async def quit(self) -> None:
         assert self.usable
