@@ -1,8 +1,13 @@
-"""What an exception remembers of the code it passed: frames, whose locals may be secrets."""
+"""Frames: what an exception remembers of the code it passed, and whose line a warning is about.
+
+The locals of a frame may be secrets.
+"""
 
 from __future__ import annotations
 
+import sys
 import typing as t
+import warnings
 
 if t.TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,3 +41,13 @@ def first_place(error: BaseException) -> str:
     """
     frame = error.__traceback__ and error.__traceback__.tb_next
     return f"{frame.tb_frame.f_code.co_filename}, line {frame.tb_lineno}" if frame else ""
+
+
+def warn(text: str) -> None:
+    """Warn at the line of the application that led here: the nearest frame that is not ours."""
+    level = 1
+    frame = sys._getframe()  # as warnings does for its stacklevel
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("amail"):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(text, stacklevel=level)

@@ -16,6 +16,7 @@ from amail.many import send_many
 from amail.message import Message
 from amail.mime import compose, compose_raw
 from amail.secret import hides_arguments
+from amail.sending import Sending
 from amail.smtp.settings import SMTPOptions, check_seconds
 from amail.transports.base import listening, stats_of, verified
 from amail.transports.failover import resolve_all
@@ -127,15 +128,26 @@ class Mailer:
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        composed = self.compose(message, envelope=envelope, all_recipients=all_recipients)
+        return self._deliver(*composed, deadline)
+
+    def compose(
+        self,
+        message: Message,
+        *,
+        envelope: Envelope | None = None,
+        all_recipients: bool | None = None,
+    ) -> tuple[Envelope, Content]:
+        """Compose a message as ``send`` does, and send nothing: for queues. Raises MessageError."""
         if all_recipients is None:
             all_recipients = self._all_recipients
         if envelope is not None and all_recipients:
             envelope = replace(envelope, all_recipients=True)
-        deadline = None if timeout is None else time.monotonic() + timeout
         if self._prepare is not None:
             message = self._prepare(message)
         _check_is_message(message, "send" if self._prepare is None else "what prepare returned")
-        composed = compose(
+        return compose(
             message,
             default_sender=self.default_sender,
             limits=self._limits,
@@ -143,7 +155,18 @@ class Mailer:
             all_recipients=all_recipients,
             envelope=envelope,
         )
-        return self._deliver(*composed, deadline)
+
+    def deliver(
+        self, envelope: Envelope, content: Content, *, timeout: float | None = None
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Return a coroutine that sends what was composed before, by ``compose`` of any mailer.
+
+        ``timeout`` and what it raises are as those of ``send``.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return self._deliver(envelope, content, deadline)
 
     def send_raw(
         self,
@@ -246,14 +269,17 @@ class Mailer:
     ) -> None:
         await self.aclose()
 
-    async def _deliver(
+    def _deliver(self, envelope: Envelope, content: Content, deadline: float | None) -> Sending:
+        return Sending(self._handed_over(envelope, content, deadline), content.message_id)
+
+    async def _handed_over(
         self, envelope: Envelope, content: Content, deadline: float | None
     ) -> Receipt:
         self._check_is_open(message_id=content.message_id, recipients=envelope.forward_paths)
         return await self._transport.send(envelope, content, deadline=deadline)
 
     # A forgotten await is warned of under this name: "coroutine 'Mailer.send' was never awaited".
-    _deliver.__qualname__ = "Mailer.send"
+    _handed_over.__qualname__ = "Mailer.send"
 
     def _check_is_open(self, **details: t.Any) -> None:
         if self._closed:
@@ -261,10 +287,14 @@ class Mailer:
             raise MailerClosed(text, stage="pool", **details)
 
 
+class _Sender(t.Protocol):
+    def send(self, message: Message, /) -> Coroutine[t.Any, t.Any, Receipt]: ...
+
+
 class Connection:
     """Sends one message after another. It holds a slot only while a message is under way."""
 
-    def __init__(self, mailer: Mailer) -> None:
+    def __init__(self, mailer: _Sender) -> None:
         self._mailer = mailer
 
     def send(

@@ -38,12 +38,13 @@ class Reply:
     @classmethod
     def from_lines(cls, code: int, lines: t.Sequence[str]) -> Reply:
         """Build a reply from the texts behind its codes, taking out the enhanced status code."""
-        enhanced = None
         match = _ENHANCED.match(lines[-1])
-        if match and match[1][0] == str(code)[0]:
-            enhanced = match[1]
-            lines = [_without(enhanced, line) for line in lines]
-        return cls(code, enhanced, "\n".join(lines))
+        if match is None or match[1][0] != str(code)[0]:
+            return cls(code, None, "\n".join(lines))
+        enhanced = match[1]
+        if len(lines) == 1:
+            return cls(code, enhanced, lines[0][match.end() :].lstrip(" \t"))
+        return cls(code, enhanced, "\n".join([_without(enhanced, line) for line in lines]))
 
     @property
     def positive(self) -> bool:

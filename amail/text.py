@@ -85,3 +85,8 @@ def printable(text: str, limit: int = 500) -> str:
             return f"{shown}..."
         shown += escaped
     return shown
+
+
+def masked(path: str) -> str:
+    """Return an address as logs name it: whose it is cannot be told, but where it leads."""
+    return f"{path[:1]}***@{path.rpartition('@')[2]}"

@@ -27,6 +27,9 @@ from amail import (
 )
 from amail.errors import DeliveryUnknown, MailError, NotSent, Outcome, RecipientsRejected, SendError
 
+if t.TYPE_CHECKING:
+    from amail_flask import Mail
+
 
 async def sending() -> None:
     async with Mailer("smtp://localhost", default_sender=("Ada", "ada@example.com")) as mailer:
@@ -44,6 +47,21 @@ async def sending() -> None:
         await mailer.send_raw(b"", sender="a@x.org", recipients=[Address("b@x.org")])
         async with mailer.connect() as connection:
             t.assert_type(await connection.send(message, "bounces@x.org"), Receipt)
+
+
+async def forgetting_to_await(mailer: Mailer, mail: Mail) -> None:
+    message = Message("Hello", ["bob@example.org"], "Hi")
+    mailer.send(message)  # type: ignore[unused-coroutine]
+    mailer.send_raw(b"", sender="a@x.org", recipients="b@x.org")  # type: ignore[unused-coroutine]
+    mailer.connect().send(message)  # type: ignore[unused-coroutine]
+    mail.send(message)  # type: ignore[unused-coroutine]
+    mail.send_message("Hello")  # type: ignore[unused-coroutine]
+    mail.connect().send(message)  # type: ignore[unused-coroutine]
+
+
+def forgetting_it_where_none_can_be_awaited(mailer: Mailer, mail: Mail) -> None:
+    mailer.send(Message())  # type: ignore[unused-coroutine]
+    mail.send(Message())  # type: ignore[unused-coroutine]
 
 
 async def _messages() -> t.AsyncIterator[Message]:

@@ -99,6 +99,31 @@ def compose_raw(
     return envelope, made
 
 
+class Composed(t.NamedTuple):
+    """What content that was composed before says of itself."""
+
+    message_id: str
+    header_is_ascii: bool
+
+
+def check_composed(octets: bytes) -> Composed:
+    """Check content that was composed here once, and may have been anywhere since.
+
+    It is as ``compose`` and ``compose_raw`` write it, or MessageError is raised.
+    """
+    if not octets.endswith(b"\r\n") or _with_line_ends(octets) is not octets:
+        raise MessageError("content: its lines do not end in CRLF")
+    _check_lines(octets)
+    head = read_head(octets, 0, len(octets))
+    fields = _fields(head, octets)
+    for name in ("Date", "Message-ID"):
+        if not _has(fields, name):
+            raise InvalidHeader(f"{name}: is missing")
+    if _has(fields, "Bcc") or _has(fields, "Resent-Bcc"):
+        raise InvalidHeader("Bcc: stands in the content, where everybody would read it")
+    return Composed(_message_id(fields), octets[: head.end].isascii())
+
+
 def _too_large(size: int, limits: Limits) -> MessageTooLarge:
     return MessageTooLarge(
         f"the message has {size} octets; {limits.message_size} are allowed (limits.message_size)"

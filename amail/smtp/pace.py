@@ -85,8 +85,7 @@ class Pace:
 
     async def take(self, deadline: float, refused_at: float = _NEVER) -> None:
         """Wait until one may ask, who was first refused then. Raises TimeoutError."""
-        if not self._waiting and self._is_open(asyncio.get_running_loop().time()):
-            self._inside += 1
+        if self.take_at_once():
             return
         waiter = asyncio.get_running_loop().create_future()
         bisect.insort(self._waiting, (refused_at, waiter), key=itemgetter(0))
@@ -98,6 +97,13 @@ class Pace:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.give_back()  # it was given a turn and cancelled before it could run
             raise
+
+    def take_at_once(self) -> bool:
+        """Take a turn if one may ask now, and nobody waits to."""
+        if self._waiting or not self._is_open(asyncio.get_running_loop().time()):
+            return False
+        self._inside += 1
+        return True
 
     def give_back(self) -> None:
         """Hand the turn to the next one."""
@@ -263,6 +269,14 @@ class Turn:
 
     def __exit__(self, *_: object) -> None:
         self._pace.end_turn(was_refused=self._since != _NEVER)
+
+    def enter_at_once(self) -> bool:
+        """Ask without waiting, if one may: as nearly always."""
+        if self._since != _NEVER or not self._pace.take_at_once():
+            return False
+        self._is_inside = True
+        self._asked_at = asyncio.get_running_loop().time()
+        return True
 
     async def enter(self, deadline: float) -> None:
         """Wait until the server may be asked. Raises TimeoutError at ``deadline``, MailerClosed."""

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from amail.errors import InvalidAttachment, MailError
 from amail.smtp.commands import DOT, QUIT
 from amail.smtp.replies import MalformedReply, ReplyReader
-from amail.smtp.stuffing import as_it_is, dot_stuffed
+from amail.smtp.stuffing import as_it_is, checked, dot_stuffed, stuffed
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from amail.smtp.trace import Trace
     from amail.smtp.transaction import Transaction
 
 _logger = logging.getLogger("amail.smtp")
@@ -49,16 +50,15 @@ class Waits:
     final: float
 
 
-@dataclass(frozen=True, slots=True)
-class Deadlines:
+class Deadlines(t.NamedTuple):
     """Readings of the loop's clock: until the last octet is written, and until the reply came.
 
     ``seconds`` away they were, to be counted anew where the session is not free yet; 0: they are
     fixed.
     """
 
-    content: float
-    reply: float
+    content: float = float("inf")
+    reply: float = float("inf")
     seconds: float = 0.0
 
     def counted_from(self, now: float) -> Deadlines:
@@ -106,10 +106,17 @@ class SMTPProtocol(asyncio.Protocol):
     ``depth``: of how many transactions the content may be on the wire at once.
     """
 
-    def __init__(self, transport: asyncio.Transport, waits: Waits, depth: int = 1) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        waits: Waits,
+        depth: int = 1,
+        trace: Trace | None = None,
+    ) -> None:
         self._transport = transport
         self._waits = waits
         self._depth = depth
+        self._trace = trace
         self._loop = asyncio.get_running_loop()
         # The timer outlives the caller that set it; what its context holds shall not live on.
         self._context = contextvars.Context()
@@ -222,6 +229,7 @@ class SMTPProtocol(asyncio.Protocol):
             self._chunks = None
             self._broken = True
             self._forsake_others()
+            self._tell_settled()
 
     def _wait_without_caller(self, run: _Run) -> None:
         self._forsake_unwritten()
@@ -272,6 +280,8 @@ class SMTPProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Hand replies to the transaction. What comes unasked makes the session unusable."""
         self._heard_at = self._loop.time()
+        if self._trace is not None:
+            self._trace.received(data)
         malformed = None
         try:
             replies = self._reader.feed(data)
@@ -281,16 +291,18 @@ class SMTPProtocol(asyncio.Protocol):
         if self._reader.untidy:
             self._reader.untidy = False
             _logger.debug("a reply without CR at its end, or a space behind its code, was taken")
-        last = len(replies) - 1
-        for position, (code, raw) in enumerate(replies):
+        left = len(replies)
+        if malformed is not None or self._reader.pending:
+            left += 1
+        for code, raw in replies:
             if not self._runs:
                 self._broken = True
                 return
-            is_last = position == last and malformed is None and not self._reader.pending
-            self._receive(self._runs[0], code, raw, is_last)
+            left -= 1
+            self._receive(self._runs[0], code, raw, is_last=not left)
         if malformed is not None:
             self._malformed(malformed)
-        elif self._reader.pending and not self._runs:
+        elif left and not self._runs:
             self._broken = True
 
     def eof_received(self) -> None:
@@ -315,16 +327,17 @@ class SMTPProtocol(asyncio.Protocol):
 
     # Transaction
 
-    def _receive(self, run: _Run, code: int, raw: bytes, is_last: bool) -> None:
+    def _receive(self, run: _Run, code: int, raw: bytes, *, is_last: bool) -> None:
         transaction = run.transaction
         octets = transaction.receive(code, raw)
         if transaction.outcome is not None:
             self._conclude()
-        elif run.is_written:
+        elif transaction.last_octet_written:
             pass  # the envelope's replies; it is the last one that is waited for
-        elif not is_last and (octets or transaction.stage == "body"):
-            # A reply that came before its command was written is the reply to something else.
-            self._malformed("there are more replies than commands")
+        elif not is_last:
+            if octets or transaction.stage == "body":
+                # A reply that came before its command was written is the reply to something else.
+                self._malformed("there are more replies than commands")
         elif transaction.stage == "body":
             self._begin_content(run)
         else:
@@ -390,9 +403,9 @@ class SMTPProtocol(asyncio.Protocol):
         try:
             octets = b"".join(transaction.content.chunks())
             if transaction.is_chunked:
-                wire = transaction.content_command + b"".join(as_it_is([octets]))
+                wire = transaction.content_command + checked(octets)
             else:
-                wire = b"".join(dot_stuffed([octets])) + DOT
+                wire = stuffed(octets) + DOT
         except Exception as error:  # noqa: BLE001 - whatever the source raises, the dot is not sent
             _content_failed(transaction, error)
             return None
@@ -471,6 +484,8 @@ class SMTPProtocol(asyncio.Protocol):
         if self._held:
             octets = b"".join([*self._held, octets])
             self._held.clear()
+        if self._trace is not None:
+            self._trace.sent(octets)
         self._transport.write(octets)
 
     def _write_held(self) -> None:

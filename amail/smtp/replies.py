@@ -12,7 +12,7 @@ MAX_LINE = 8 * 1024
 MAX_REPLY = 32 * 1024
 MAX_LINES = 128
 
-_HYPHEN, _SPACE, _CR = b"- \r"
+_HYPHEN, _SPACE, _CR, _ZERO, _NINE = b"- \r09"
 
 _TOO_LONG = f"a reply has more than {MAX_REPLY} octets, or more than {MAX_LINE} in a line"
 
@@ -65,6 +65,8 @@ class ReplyReader:
             mark = data[position + 3]
             more = mark == _HYPHEN
             if data[end - 1] != _CR or (mark != _SPACE and not more and mark != _CR):
+                if _ZERO <= mark <= _NINE:  # the beginning of one reply, and another one behind it
+                    raise MalformedReply("a code has more than three digits", replies)
                 self.untidy = True
             position = end + 1
             if not more:

@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import functools
 import ipaddress
+import itertools
 import logging
 import random
 import re
@@ -49,6 +50,7 @@ from amail.smtp.dial import dial
 from amail.smtp.extensions import Extensions
 from amail.smtp.manners import Manners
 from amail.smtp.protocol import Deadlines, SMTPProtocol, Waits
+from amail.smtp.trace import Trace
 from amail.smtp.transaction import Transaction
 from amail.transports.server_info import Certificate, ServerInfo
 
@@ -62,7 +64,10 @@ if t.TYPE_CHECKING:
     from amail.transports.server_info import Observer
 
 _logger = logging.getLogger("amail.smtp")
+_wire = logging.getLogger("amail.smtp.trace")
+_numbers = itertools.count(1)
 
+_NO_DEADLINES = Deadlines()
 _QUIT_SECONDS = 2.0
 _CLOSE_SECONDS = 0.5
 _FQDN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}(?:\.[A-Za-z0-9][A-Za-z0-9-]{0,62})+")
@@ -84,7 +89,7 @@ class Way:
     one command said at a time.
     """
 
-    deadlines: Deadlines
+    deadlines: Deadlines = _NO_DEADLINES
     on_written: Callable[[], None] | None = None
     fate: Outcome = "not_sent"
     is_careful: bool = False
@@ -100,6 +105,8 @@ class Session:
         extensions: Extensions,
         settings: SMTPSettings,
         manners: Manners,
+        *,
+        trace: Trace | None = None,
     ) -> None:
         self.extensions = extensions
         self.relay = settings.relay
@@ -115,7 +122,7 @@ class Session:
         # Sessions opened together shall not end together.
         self._ends_at = loop.time() + settings.max_age * random.uniform(0.9, 1.1)  # noqa: S311
         waits = Waits(settings.command_timeout, settings.data_timeout, settings.final_timeout)
-        self._protocol = SMTPProtocol(transport, waits, self._depth)
+        self._protocol = SMTPProtocol(transport, waits, self._depth, trace)
         self._loop = loop
         transport.set_protocol(self._protocol)
 
@@ -191,7 +198,8 @@ class Session:
         self._was_used = True
         if self._left is not None:
             self._left -= 1
-        self._warn_of_dsn(envelope)
+        if envelope.mail_options or envelope.rcpt_options:
+            self._warn_of_dsn(envelope)
         try:
             await self._protocol.run(transaction, way.deadlines, way.on_written, at_once=at_once)
         except BaseException as error:
@@ -339,6 +347,16 @@ async def open_session(
         del task  # or its exception would hold this frame, and this frame it: a cycle
 
 
+def _trace_of(settings: SMTPSettings) -> Trace:
+    """Return the trace of a session, whose lines bear its number."""
+    number = next(_numbers)
+
+    def log(line: str) -> None:
+        _wire.debug("%s #%d %s", settings.relay, number, line)
+
+    return Trace(log, show_addresses=settings.log_addresses)
+
+
 def _let_go(task: asyncio.Task[Session]) -> None:
     """Retrieve what came of an opening that nobody awaits any more."""
     if not task.cancelled() and task.exception() is None:
@@ -372,6 +390,7 @@ class _Opening:
         self._asks_for_token = False
         self._exchange: Exchange | None = None
         self._extensions = Extensions()
+        self._trace = _trace_of(settings) if settings.trace else None
 
     @property
     def waits_for_server(self) -> bool:
@@ -468,6 +487,7 @@ class _Opening:
                 late.cancel()
         if is_implicit:
             self._found_tls(smtp)
+        self._traced(None, response)
         self._found(greeting=self._reply(response.code, response.message))
 
     def _handshake_late(self, smtp: aiosmtplib.SMTP) -> None:
@@ -479,11 +499,12 @@ class _Opening:
         self._enter("ehlo")
         timeout = self._settings.command_timeout
         try:
-            await smtp.ehlo(timeout=self._within(timeout))
+            response = await smtp.ehlo(timeout=self._within(timeout))
         except aiosmtplib.SMTPHeloError as error:
             if error.code not in _NO_EHLO:
                 raise
-            await smtp.helo(timeout=self._within(timeout))
+            response = await smtp.helo(timeout=self._within(timeout))
+        self._traced(f"EHLO {smtp.local_hostname}", response)
         self._extensions = Extensions.from_ehlo(smtp.esmtp_extensions)
         offered = self._extensions.offered
         auth = tuple(offered.get("AUTH", "").upper().split())
@@ -502,7 +523,8 @@ class _Opening:
         # Its one timeout is for the reply and for the handshake; a deadline for both is ours.
         timeout = self._within(self._settings.command_timeout)
         try:
-            await smtp.starttls(tls_context=self._context, timeout=timeout)
+            response = await smtp.starttls(tls_context=self._context, timeout=timeout)
+            self._traced("STARTTLS", response)
         except (aiosmtplib.SMTPException, OSError) as error:
             # It awaits the reply and the handshake in one call; what it raises on what tells.
             of_the_reply = (aiosmtplib.SMTPResponseException, aiosmtplib.SMTPReadTimeoutError)
@@ -531,10 +553,12 @@ class _Opening:
         secret = await self._secret()
         exchange = self._exchange = Exchange(mechanism, settings, secret)
         response = await smtp.execute_command(*exchange.command, timeout=self._within(timeout))
+        self._traced(f"AUTH {mechanism}", response)
         while response.code == 334 and exchange.has_answer:
             response = await smtp.execute_command(
                 exchange.answer(response.message), timeout=self._within(timeout)
             )
+            self._traced("", response)
         if response.code == 235:
             self._found(authenticated=True, mechanism=mechanism)
             return
@@ -604,7 +628,14 @@ class _Opening:
                 retryable=True,
                 relay=self._settings.relay,
             )
-        session = Session(transport, self._socket, self._extensions, self._settings, self._manners)
+        session = Session(
+            transport,
+            self._socket,
+            self._extensions,
+            self._settings,
+            self._manners,
+            trace=self._trace,
+        )
         smtp.transport = None
         smtp.close()
         return session
@@ -615,6 +646,18 @@ class _Opening:
         self.info = replace(self.info, **details)
         if self._observe is not None:
             self._observe(self.info)
+
+    def _traced(
+        self,
+        command: str | None,
+        response: aiosmtplib.SMTPResponse | aiosmtplib.SMTPResponseException,
+    ) -> None:
+        """Show a command, without what it is said with, and its reply."""
+        if self._trace is None:
+            return
+        if command is not None:
+            self._trace.sent(f"{command}\r\n".encode())
+        self._trace.heard(response.code, response.message)
 
     def _found_tls(self, smtp: aiosmtplib.SMTP) -> None:
         if cipher := smtp.get_transport_info("cipher"):
@@ -629,6 +672,7 @@ class _Opening:
     def _translated(self, error: Exception) -> SendError:
         """Say in our words what aiosmtplib or asyncio raised at the stage we stand at."""
         if isinstance(error, aiosmtplib.SMTPResponseException) and error.code > 0:
+            self._traced(None, error)
             return self._refused(self._reply(error.code, error.message))
         relay, stage = self._settings.relay, self.stage
         details: dict[str, t.Any] = {"stage": stage, "relay": relay, "retryable": True}

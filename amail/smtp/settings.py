@@ -69,6 +69,8 @@ class SMTPOptions(t.TypedDict, total=False):
     data_timeout: float
     final_timeout: float
     pool_timeout: float
+    trace: bool
+    log_addresses: bool
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class SMTPSettings:
     ``data_timeout`` for the reply to DATA and for each time without progress in the content;
     ``final_timeout`` for the reply to the content (RFC 5321, section 4.5.3.2: ten minutes; a short
     one makes duplicates); ``pool_timeout`` for a wait in which no session becomes free.
+
+    The log: ``trace`` has every line that both sides say logged at DEBUG by "amail.smtp.trace",
+    without credentials and content. Addresses are masked in the log (b***@example.org) unless
+    ``log_addresses`` is set.
 
     Raises ConfigError, naming the setting and never a secret.
     """
@@ -130,12 +136,21 @@ class SMTPSettings:
     data_timeout: float = 60.0
     final_timeout: float = 600.0
     pool_timeout: float = 30.0
+    trace: bool = False
+    log_addresses: bool = False
 
     def __post_init__(self) -> None:
         self._check_place()
         self._check_credentials()
         self._check_tls()
-        for name in ("tls_verify", "allow_insecure_auth", "pipelining", "chunking"):
+        for name in (
+            "tls_verify",
+            "allow_insecure_auth",
+            "pipelining",
+            "chunking",
+            "trace",
+            "log_addresses",
+        ):
             if type(getattr(self, name)) is not bool:
                 raise _wrong_type(name, "True or False", getattr(self, name))
         _whole_number("max_connections", self.max_connections, 1, 10_000)

@@ -14,6 +14,8 @@ from amail.errors import MessageError
 if t.TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+_BARE = "the content has a bare CR or LF; lines end in CRLF"
+_NOT_ENDED = "the last line of the content does not end in CRLF"
 _LINE_ENDS = (b"\r\n", b"\r", b"")
 
 
@@ -30,6 +32,24 @@ def as_it_is(chunks: Iterable[bytes]) -> Iterator[bytes]:
     return _looked_at(chunks, stuffs=False)
 
 
+def stuffed(octets: bytes) -> bytes:
+    """Do what ``dot_stuffed`` does, for all of the content in one piece."""
+    checked(octets)
+    if octets.startswith(b"."):
+        octets = b"." + octets
+    return octets.replace(b"\r\n.", b"\r\n..") if b"\r\n." in octets else octets
+
+
+def checked(octets: bytes) -> bytes:
+    """Do what ``as_it_is`` does, for all of the content in one piece."""
+    pairs = octets.count(b"\r\n")
+    if octets.count(b"\n") != pairs or octets.count(b"\r") != pairs:
+        raise MessageError(_BARE)
+    if not octets.endswith(b"\r\n"):
+        raise MessageError(_NOT_ENDED)
+    return octets
+
+
 def _looked_at(chunks: Iterable[bytes], *, stuffs: bool) -> Iterator[bytes]:
     before = b"\r\n"
     for chunk in chunks:
@@ -37,11 +57,11 @@ def _looked_at(chunks: Iterable[bytes], *, stuffs: bool) -> Iterator[bytes]:
         ends_within = joined.endswith(b"\r")
         pairs = joined.count(b"\r\n")
         if joined.count(b"\n") != pairs or joined.count(b"\r") - ends_within != pairs:
-            raise MessageError("the content has a bare CR or LF; lines end in CRLF")
+            raise MessageError(_BARE)
         if stuffs and b"\r\n." in joined:
             yield joined.replace(b"\r\n.", b"\r\n..")[len(before) :]
         else:
             yield chunk
         before = next(end for end in _LINE_ENDS if joined.endswith(end))
     if before != b"\r\n":
-        raise MessageError("the last line of the content does not end in CRLF")
+        raise MessageError(_NOT_ENDED)

@@ -73,6 +73,7 @@ class Transaction:
         "_refused",
         "_relay",
         "_sender_refused",
+        "_took_it_back",
         "in_step",
         "is_at_odds",
         "last_octet_written",
@@ -113,6 +114,7 @@ class Transaction:
         self._sender_refused: tuple[int, bytes] | None = None
         self._refused: dict[str, Reply] = {}
         self._closing: tuple[Stage, int, bytes] | None = None  # where and how a 421 was said
+        self._took_it_back = False  # something was taken behind such a reply, or a refused sender
         self.outcome: Receipt | MailError | None = None
         self.last_octet_written = False
         # The server may still hold an envelope, so RSET goes before the next one.
@@ -235,8 +237,12 @@ class Transaction:
         paths = self._envelope.forward_paths
         position = self._answered - self._mail_at
         self._answered += 1
-        if code == 421 and not self._taken_by_nobody:
-            self._closing = self._closing or (self.stage, code, raw)
+        if code == 421:
+            self.in_step = False
+            if not self._taken_by_nobody:
+                self._closing = self._closing or (self.stage, code, raw)
+        elif code < 300 and (self._closing or self._sender_refused):
+            self._took_it_back = True
         if position < 0:
             self._on_rset(code)
         elif position == 0:
@@ -485,9 +491,12 @@ class Transaction:
     def _ends_refused(self) -> bool:
         """End with the refusal if everybody had been refused before the session ended.
 
-        Postfix hangs up with 421 right behind a refusal where it counts too many errors.
+        Postfix hangs up with 421 right behind a refusal where it counts too many errors. Content
+        that is on the wire may be taken by who takes a recipient without the sender.
         """
         if self._closing is None and not self._taken_by_nobody:
+            return False
+        if self._took_it_back and self.last_octet_written:
             return False
         self._refuse_as_said()
         self.in_step = False

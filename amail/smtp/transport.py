@@ -45,6 +45,7 @@ from amail.smtp.protocol import Deadlines
 from amail.smtp.session import Session, Way, open_session
 from amail.smtp.settings import check_seconds
 from amail.smtp.tls import client_context
+from amail.text import masked
 from amail.transports.base import (
     PoolStats,
     drain_seconds,
@@ -137,7 +138,7 @@ class SMTPTransport:
         limit = None if deadline is None else pool.loop.time() + (deadline - began)
         try:
             receipt = await self._send_part(pool, limit, envelope, content)
-            if any(map(is_due_later, receipt.refused.values())):
+            if receipt.refused and any(map(is_due_later, receipt.refused.values())):
                 receipt = await self._send_rest(pool, limit, Parts(envelope, receipt), content)
         except MailError as error:
             outcome: Outcome = getattr(error, "outcome", "not_sent")
@@ -218,8 +219,7 @@ class SMTPTransport:
         earlier: Parts | None = None,
     ) -> Receipt:
         """Send to the recipients of one transaction, over whatever session becomes free."""
-        written = when_written.get()
-        slot, way = pool.slot(limit, shares=written is not None), Way(self._deadlines(limit))
+        slot, way = pool.slot(limit, shares=when_written.get() is not None), Way()
         try:
             async with slot:
                 return await self._send(slot, envelope, content, way)
@@ -286,9 +286,11 @@ class SMTPTransport:
     ) -> Receipt:
         """Send over the slot's session or a new one, again where the server asks to slow down."""
         with self._pace.turn() as turn:
-            way.on_written = functools.partial(self._written, slot, turn, when_written.get())
+            if (tell := when_written.get()) is not None:
+                way.on_written = functools.partial(self._written, slot, turn, tell)
             while True:
-                await self._enter(turn, way.deadlines)
+                if not turn.enter_at_once():
+                    await self._enter(turn, way.deadlines)
                 is_fresh = slot.session is None
                 try:
                     session = slot.session or await self._open(slot, way.deadlines)
@@ -311,10 +313,8 @@ class SMTPTransport:
                 if not slot.holds_reusable:
                     slot.drop()
 
-    def _written(self, slot: Slot[Session], turn: Turn, tell: Callable[[], None] | None) -> None:
+    def _written(self, slot: Slot[Session], turn: Turn, tell: Callable[[], None]) -> None:
         """Let the next one begin, there being nothing left to do for this one but to wait."""
-        if tell is None:
-            return
         turn.leave()
         session = slot.session
         if session is not None and session.can_follow and session.reusable:
@@ -477,7 +477,8 @@ class SMTPTransport:
 
     def _log_acceptance(self, receipt: Receipt, content: Content, began: float) -> None:
         if receipt.refused:
-            refused = [f"{_masked(path)} {reply.code}" for path, reply in receipt.refused.items()]
+            show = str if self.settings.log_addresses else masked
+            refused = [f"{show(path)} {reply.code}" for path, reply in receipt.refused.items()]
             text = "%s: %s refused %d of %d recipients: %s"
             count = len(receipt.envelope.forward_paths)
             _logger.warning(
@@ -619,7 +620,3 @@ def _caller() -> str:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("amail."):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _masked(path: str) -> str:
-    return f"{path[:1]}***@{path.rpartition('@')[2]}"

@@ -155,8 +155,14 @@ class FaultServer:
         self._released: asyncio.Future[None] = loop.create_future()
         self._loop = loop
         self._listener = await loop.create_server(
-            lambda: Wire(self._opened, self.receive_buffer), self.host, self.port, backlog=1000
+            lambda: Wire(self._opened, self.receive_buffer),
+            self.host,
+            self.port,
+            backlog=1000,
+            start_serving=False,
         )
+        # Only now: it gives way once more, and who is cancelled there shall know what to close.
+        await self._listener.start_serving()
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def aclose(self) -> None:

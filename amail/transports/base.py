@@ -33,6 +33,15 @@ A reading of ``time.monotonic()``, later than the ``deadline``. Once the last oc
 nobody else can be asked, so that ending the wait at the deadline would only make it unknown.
 """
 
+time_for_all: ContextVar[Callable[[], tuple[float, float]] | None] = ContextVar(
+    "time_for_all", default=None
+)
+"""Set by who has so many seconds for several transports, from when the first of them begins.
+
+Called with no deadline given, the moment at which waiting is over (a slot is held, say), and where
+that happens again. Returns until when the content and until when the last reply may take: readings
+of ``time.monotonic()``.
+"""
 
 drain_seconds: ContextVar[float] = ContextVar("drain_seconds", default=10.0)
 """Set by who closes a transport, through whatever wraps it: how long ``aclose`` lets those finish

@@ -8,8 +8,10 @@ not tried on another.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
+import math
 import random
 import time
 import typing as t
@@ -37,12 +39,13 @@ from amail.transports.base import (
     listening,
     reply_until,
     stats_of,
+    time_for_all,
     verified,
 )
 from amail.transports.resolve import resolve
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from amail.envelope import Envelope
     from amail.errors import Outcome
@@ -81,14 +84,15 @@ class _Relay:
         *,
         deadline: float | None,
         reply_deadline: float | None,
+        begin: Callable[[], tuple[float, float]] | None = None,
     ) -> Receipt:
-        """Send over it, and note what that says about it."""
+        """Send over it, and note what that says about it. ``begin``: see ``time_for_all``."""
         began = time.monotonic()
         before = mark = self.cools_until
         if before:
             # One message finds out whether it is back; the others go on as if it were not.
             self.cools_until = mark = began + self._cooldown
-        token = reply_until.set(reply_deadline)
+        token, until = reply_until.set(reply_deadline), time_for_all.set(begin)
         try:
             receipt = await self.transport.send(envelope, content, deadline=deadline)
         except BaseException as error:
@@ -99,6 +103,7 @@ class _Relay:
             raise
         finally:
             reply_until.reset(token)
+            time_for_all.reset(until)
         self._answered()
         return receipt
 
@@ -130,6 +135,20 @@ class _Relay:
         return self._in_vain
 
 
+class _Clock:
+    """So many seconds for all relays together, from when the first of them begins."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.ends: float | None = None
+
+    def begin(self, among: int) -> tuple[float, float]:
+        """Return until when one among so many may take; see ``time_for_all``."""
+        if self.ends is None:
+            self.ends = time.monotonic() + self._seconds
+        return _share(self.ends, among), self.ends
+
+
 class Failover:
     """Sends over the first of several relays that can be had.
 
@@ -138,7 +157,9 @@ class Failover:
     taken because of the relay: it cannot be reached, is busy or out of storage, breaks off, fails
     in TLS or AUTH, does not speak SMTP. Never what is unknown, nor what was refused. A relay that
     failed is left out for ``cooldown`` seconds, up to a fifth more, and then tried by one message;
-    where all of them are, the one whose time is over first is tried.
+    where all of them are, the one whose time is over first is tried. ``timeout_for_all``: seconds
+    for a message without a deadline, over all relays and with the last reply, from the moment the
+    first of them has a session for it; each has a fair share of them.
 
     Errors are those of the last relay, with a note on each of the others. Closing this closes all.
     Raises ConfigError.
@@ -150,10 +171,14 @@ class Failover:
         relays: Iterable[Where],
         *,
         timeout: float = 60.0,
+        timeout_for_all: float | None = None,
         cooldown: float = _COOLDOWN_SECONDS,
         **smtp_options: t.Unpack[SMTPOptions],
     ) -> None:
         check_seconds("cooldown", cooldown)
+        if timeout_for_all is not None:
+            check_seconds("timeout_for_all", timeout_for_all)
+        self._timeout_for_all = timeout_for_all
         self._relays = [_Relay(each, cooldown) for each in _made(relays, timeout, smtp_options)]
         self._failures = 0
         self._superseded: Counter[Outcome] = Counter()
@@ -182,17 +207,21 @@ class Failover:
         """
         failed: list[SendError] = []
         final: SendError | None = None
+        clock = _Clock(self._timeout_for_all or math.inf)
         try:
             relays = self._candidates()
             for left, relay in zip(range(len(relays), 0, -1), relays, strict=True):
-                if failed and deadline is not None and time.monotonic() >= deadline:
+                until = clock.ends if deadline is None else deadline
+                if failed and until is not None and time.monotonic() >= until:
                     break
+                is_counted = until is None and self._timeout_for_all is not None
                 try:
                     receipt = await relay.send(
                         envelope,
                         content,
-                        deadline=_share(deadline, left),
-                        reply_deadline=reply_until.get() or deadline,
+                        deadline=None if until is None else _share(until, left),
+                        reply_deadline=reply_until.get() or until,
+                        begin=functools.partial(clock.begin, left) if is_counted else None,
                     )
                 except SendError as error:
                     if not is_the_relays_fault(error):
@@ -314,9 +343,9 @@ def _made(relays: Iterable[Where], timeout: float, options: SMTPOptions) -> Iter
         raise ConfigError("where: there is no relay in the list")
 
 
-def _share(deadline: float | None, among: int) -> float | None:
+def _share(deadline: float, among: int) -> float:
     """Return the deadline of the first among so many that share the time."""
-    if deadline is None or among == 1:
+    if among == 1:
         return deadline
     now = time.monotonic()
     return now + (deadline - now) / among

@@ -138,6 +138,13 @@ def test_f47_what_does_not_begin_with_a_code_from_200_to_599_is_no_reply(line: b
         ReplyReader().feed(b"250-begun\r\n" + line + b"\n")
 
 
+@pytest.mark.parametrize("line", [b"25250 2.0.0 ok\r\n", b"25554 5.5.1 no\n", b"2500\r\n"])
+def test_f47_the_beginning_of_a_reply_and_the_next_one_behind_it_are_no_reply(line: bytes) -> None:
+    """One would count for the other from then on."""
+    with pytest.raises(MalformedReply, match="three digits"):
+        ReplyReader().feed(line)
+
+
 def test_f47_the_first_and_the_last_code_are_understood() -> None:
     assert read([b"200 x\r\n599 x\r\n"])[0] == [(200, b"200 x\r\n"), (599, b"599 x\r\n")]
 

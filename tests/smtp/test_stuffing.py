@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from amail.errors import MessageError
 from amail.smtp.commands import DOT
-from amail.smtp.stuffing import dot_stuffed
+from amail.smtp.stuffing import as_it_is, checked, dot_stuffed, stuffed
 from amail.testing.content import ContentReader
 from tests.strategies import EXAMPLES
 
@@ -39,7 +39,7 @@ def test_what_a_server_takes_out_is_what_was_put_in_wherever_it_was_cut(
 ) -> None:
     wire = b"".join(dot_stuffed(cut(octets, places)))
     assert unstuffed(wire) == octets
-    assert wire == b"".join(dot_stuffed([octets]))
+    assert wire == stuffed(octets) == b"".join(dot_stuffed([octets]))
     assert wire == b"".join(dot_stuffed([octets[at : at + 1] for at in range(len(octets))]))
 
 
@@ -91,3 +91,20 @@ def test_a_dot_is_doubled_at_the_beginning_of_a_line_and_nowhere_else(
 def test_chunks_without_such_dots_are_handed_on_uncopied() -> None:
     chunk = bytes(100_000)
     assert next(dot_stuffed([chunk])) is chunk
+
+
+@EXAMPLES
+@given(_anything, st.lists(st.integers(0, 10_000), max_size=8))
+@example(b"x\r", [])
+def test_what_is_looked_at_in_one_piece_is_refused_as_in_many(
+    octets: bytes, places: list[int]
+) -> None:
+    assume(octets)  # a content has octets, or the stream of it would have no line to end
+    try:
+        whole = b"".join(as_it_is(cut(octets, places)))
+    except MessageError:
+        for look_at in (checked, stuffed):
+            with pytest.raises(MessageError):
+                look_at(octets)
+    else:
+        assert whole == checked(octets) == octets
