@@ -38,7 +38,7 @@ from amail.errors import (
     Vetoed,
 )
 from amail.limits import Limits
-from amail.mailer import Mailer
+from amail.mailer import Connection, Mailer
 from amail.message import Attachment, Message
 from amail.mime import Content
 from amail.portal import Portal
@@ -57,6 +57,7 @@ __all__ = [
     "AuthenticationError",
     "ConfigError",
     "ConnectError",
+    "Connection",
     "ConnectionLost",
     "Content",
     "DeliveryUnknown",

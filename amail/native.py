@@ -25,7 +25,7 @@ if t.TYPE_CHECKING:
 
 T = t.TypeVar("T")
 
-_LOGGERS = ("amail", "amail.smtp", "amail.pool", "amail.flask", "asyncio")
+_LOGGERS = ("amail", "amail.smtp", "amail.pool", "amail.queue", "amail.flask", "asyncio")
 
 
 def start_loop(name: str) -> BackgroundLoop:

@@ -25,7 +25,7 @@ import weakref
 
 from amail.errors import ConfigError, DeliveryUnknown, UsageError
 from amail.native import start_loop
-from amail.threads import loop_is_running
+from amail.threads import check_may_block, loop_is_running
 
 if t.TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -64,6 +64,7 @@ class Portal:
         self._background: BackgroundLoop | None = None
         self._calls: set[concurrent.futures.Future[t.Any]] = set()
         self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._enders: list[Callable[[], object]] = []
         self._leave_loop()
 
     def __repr__(self) -> str:
@@ -149,6 +150,15 @@ class Portal:
         with self._running_loop():
             self._closers.append(closer)
 
+    def at_drain(self, ender: Callable[[], object]) -> None:
+        """Have something called when this is closed, before what was submitted is waited for.
+
+        It is for what would go on submitting. Belongs to this process and this loop, as
+        ``at_close`` does.
+        """
+        with self._running_loop():
+            self._enders.append(ender)
+
     def drain(self, timeout: float | None = None) -> int:
         """Wait until everything submitted so far is done; return how much is not after that time.
 
@@ -171,6 +181,9 @@ class Portal:
         self._check_may_block("close")
         if self._pid != os.getpid():
             return 0
+        enders, self._enders = self._enders, []
+        for ender in enders:
+            ender()
         self.drain(timeout)
         # Who calls meanwhile waits, and starts the next loop when this one has ended.
         with self._lock:
@@ -199,11 +212,7 @@ class Portal:
     def _check_may_block(self, name: str) -> None:
         if self.is_here:
             raise UsageError(f"{name}(): a portal does not wait for its own loop")
-        if loop_is_running():
-            raise UsageError(
-                f"{name}() would block the running event loop; write "
-                f"await asyncio.to_thread(portal.{name})"
-            )
+        check_may_block(f"portal.{name}")
 
     def _done(self, call: concurrent.futures.Future[t.Any]) -> None:
         self._calls.discard(call)

@@ -7,10 +7,11 @@ import typing as t
 import weakref
 
 from amail.errors import UsageError
+from amail.later import MemoryQueue, Queued
 from amail.mailer import Mailer
 from amail.portal import Portal
 from amail.secret import hides_arguments
-from amail.threads import loop_is_running
+from amail.threads import check_may_block, loop_is_running
 from amail.transports.base import drain_seconds
 
 if t.TYPE_CHECKING:
@@ -48,6 +49,7 @@ class SyncMailer:
         self._mailer = Mailer(where, **options)
         self._portal = Portal() if portal is None else portal
         self._owns_portal = portal is None
+        self._queue = MemoryQueue()
         self._ends_with_portal_in: int | None = None
 
     def __repr__(self) -> str:
@@ -89,6 +91,25 @@ class SyncMailer:
             self._mailer.send_raw(content, sender=sender, recipients=recipients, timeout=timeout)
         )
 
+    def send_later(self, message: Message) -> Queued:
+        """Leave a message to be sent by the background loop, and return at once.
+
+        It is composed now, and waits in memory: a portal that is closed, as at the exit of the
+        process, has ``drain_timeout`` seconds for it, and what is lost, or cannot be sent, is
+        logged. Never blocks, in a running loop neither. Raises MessageError, and QueueFull while a
+        thousand messages wait.
+        """
+        self._queue.check_room()
+        sending = self._mailer.send(message)
+        message_id = str(message.message_id)
+        try:
+            self._end_with_portal()
+        except BaseException:
+            sending.close()
+            raise
+        self._queue.put(message_id, sending, self._portal, lambda _: None)
+        return Queued(message_id)
+
     def verify(self) -> ServerInfo:
         """Open a session and return what the server says of itself; see ``Mailer.verify``.
 
@@ -103,11 +124,7 @@ class SyncMailer:
 
     def close(self) -> None:
         """End every session. Idempotent; may be called from any thread without a loop."""
-        if loop_is_running():
-            raise UsageError(
-                "SyncMailer.close would block the running event loop; write "
-                "await asyncio.to_thread(mailer.close)"
-            )
+        check_may_block("mailer.close")
         self._portal.call_sync(self._mailer.aclose())
         if self._owns_portal:
             self._portal.close()

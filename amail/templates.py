@@ -15,16 +15,26 @@ from amail.message import Message
 from amail.text import as_text, header_text
 
 try:
-    from jinja2 import StrictUndefined, TemplateError, TemplateNotFound
+    from jinja2 import (
+        ChoiceLoader,
+        DictLoader,
+        Environment,
+        FileSystemLoader,
+        StrictUndefined,
+        TemplateError,
+        TemplateNotFound,
+    )
     from jinja2.ext import Extension
+    from jinja2.meta import find_referenced_templates
     from jinja2.nativetypes import NativeEnvironment
 except ImportError as missing:
     raise ImportError('templates need Jinja: pip install "amail-asyncio[templates]"') from missing
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import os
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from jinja2 import Environment, Template
+    from jinja2 import Template
 
 M = t.TypeVar("M", bound=Message)
 Part = t.Literal["subject", "text", "html"]
@@ -124,6 +134,25 @@ class Templates(t.Generic[M]):
                 said[part] = await template.render_async(context)
         return self._message(found, said, inline_css=inline_css)
 
+    def sources(self, name: str, /) -> dict[str, str]:
+        """Return the text of each file that ``name`` is made of, those that they include too.
+
+        As far as they name them: what ``{% include variable %}`` takes in only rendering tells.
+        Raises MessageError as ``render`` does.
+        """
+        waiting = [str(template.name) for template in self._find(name, strict=False).values()]
+        found: dict[str, str] = {}
+        while waiting:
+            file = waiting.pop()
+            if file in found:
+                continue
+            with _naming(file), contextlib.suppress(TemplateNotFound):
+                environment = self._environment
+                found[file] = environment.loader.get_source(environment, file)[0]  # type: ignore[union-attr]
+                named = find_referenced_templates(environment.parse(found[file]))
+                waiting += filter(None, named)
+        return found
+
     def _completed(self, context: dict[str, t.Any]) -> dict[str, t.Any]:
         """Return what the templates see; for adapters of frameworks that add to it."""
         return context
@@ -183,6 +212,40 @@ class Templates(t.Generic[M]):
                 body = text_of(html, str(found["html"].name)) or None
         message: M = self._message_class(subject, body=body, html=html)
         return message
+
+
+@t.overload
+def templates_of(
+    texts: Mapping[Part, str], *, name: str, folders: Iterable[str | os.PathLike[str]] = ()
+) -> Templates[Message]: ...
+
+
+@t.overload
+def templates_of(
+    texts: Mapping[Part, str],
+    *,
+    name: str,
+    folders: Iterable[str | os.PathLike[str]] = (),
+    message_class: type[M],
+) -> Templates[M]: ...
+
+
+def templates_of(
+    texts: Mapping[Part, str],
+    *,
+    name: str,
+    folders: Iterable[str | os.PathLike[str]] = (),
+    message_class: type[t.Any] = Message,
+) -> Templates[t.Any]:
+    """Make Templates of the texts of one, "subject" with "text", "html" or both.
+
+    What they include, import or extend is looked for in ``folders``, once: a file that changes
+    afterwards changes nothing.
+    """
+    files = {f"{name}{_ENDINGS[part]}": text for part, text in texts.items()}
+    loader = ChoiceLoader([DictLoader(files), FileSystemLoader(list(folders))])
+    environment = Environment(loader=loader, auto_reload=False)  # noqa: S701 - Templates escapes
+    return Templates(environment, folder="", message_class=message_class)
 
 
 @contextlib.contextmanager

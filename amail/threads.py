@@ -15,6 +15,8 @@ import sys
 import threading
 import typing as t
 
+from amail.errors import UsageError
+
 if t.TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -33,6 +35,14 @@ def loop_is_running() -> bool:
         return False
     here = threading.get_ident()
     return bool(getattr(loop, "_thread_id", here) == here)
+
+
+def check_may_block(call: str) -> None:
+    """Raise UsageError where a call would block a running loop, and say what to write."""
+    if loop_is_running():
+        raise UsageError(
+            f"{call} would block the running event loop: write await asyncio.to_thread({call})"
+        )
 
 
 def threads_are_greenlets() -> bool:
@@ -99,6 +109,26 @@ def start_for_users(
                 ended()
 
     spawn(run)
+
+
+async def in_users_thread(function: Callable[[], object], name: str) -> None:
+    """Call what a user has written as ``start_for_users`` does, and wait until it has returned.
+
+    In the background loop it would hold up every session; not in the loop's executor either, whose
+    few threads resolve names.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def ended() -> None:
+        loop.call_soon_threadsafe(done.set_result, None)
+
+    try:
+        start_for_users(function, name, ended)
+    except RuntimeError:  # the process is ending; nobody is held up any more
+        function()
+        return
+    await done
 
 
 async def in_daemon_thread(function: Callable[[], T], name: str) -> T:

@@ -2,9 +2,11 @@
 
 from amail import Attachment
 from amail import InvalidHeader as BadHeaderError
-from amail_flask.extension import Connection, Mail, Queued
+from amail.later import Queued
+from amail_flask.extension import Mail
 from amail_flask.lifespan import lifespan
 from amail_flask.message import Message, sanitize_address, sanitize_addresses
+from amail_flask.sends import Connection
 from amail_flask.signals import email_accepted, email_dispatched, email_failed, email_resolved
 
 __all__ = [

@@ -11,16 +11,16 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from amail import MailError, Message, SendError
+from amail.keys import as_columns
 from amail_flask.config import BESIDE_URL, KEYS
-from amail_flask.converters import masked
+from amail_flask.queue_commands import queue, status
 
 if t.TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from amail import Receipt, ServerInfo
     from amail_flask.state import State
 
-mail = AppGroup("mail", help="Try the configuration of mail.")
+mail = AppGroup("mail", help="Try the configuration of mail, and look after its queue.")
+mail.add_command(queue)
+mail.add_command(status)
 
 _mailer = click.option("--mailer", "name", metavar="NAME", help="One of MAIL_MAILERS.")
 
@@ -36,7 +36,7 @@ def check(name: str | None) -> None:
     for state in [_state(name)] if name else _state(None).every:
         try:
             click.echo(f"{state.name or 'mail'}: {state.mailer.transport!r}")
-            _show(_said_of(state.run(state.mailer.verify())))
+            click.echo(state.run(state.mailer.verify()))
         except MailError as error:
             click.echo(f"  {_text_of(error)}", err=True)
             failed = True
@@ -61,7 +61,8 @@ def send_test(address: str, name: str | None) -> None:
         raise click.ClickException(_text_of(error)) from error
     if suppressed:
         raise click.ClickException("not sent: MAIL_SUPPRESS_SEND, or TESTING, is on")
-    _show(_said_of_receipt(receipt))
+    reached = ", ".join(receipt.accepted) or "nobody"
+    click.echo(f"{receipt.message_id} to {reached}, by {receipt.relay}: {receipt.reply}")
     if receipt.suppressed:
         raise click.ClickException(
             "not sent to that address: MAIL_ALLOWED_RECIPIENTS does not have it"
@@ -73,18 +74,13 @@ def send_test(address: str, name: str | None) -> None:
 def config(name: str | None) -> None:
     """Show each key, its value without secrets, and where that comes from."""
     settings = _state(name).config
-    rows = []
-    for key in KEYS:
-        source = settings.sources.get(key, "default")
-        if source == "app.config":
-            source = _environment_of(key) or source
+    rows = [("key", "value", "from")]
+    for key, value, source in settings.rows(KEYS):
+        found = (source == "app.config" and _environment_of(key)) or source
         if key in BESIDE_URL and settings["MAIL_URL"]:
-            source += ", but MAIL_URL wins" if key in settings.sources else ", and MAIL_URL wins"
-        value = masked(settings[key])
-        if key not in settings.sources and KEYS[key].by_default:
-            value = KEYS[key].by_default.replace("`", "")
-        rows.append((key, value, source))
-    _show([("key", "value", "from"), *rows], indent="")
+            found += ", but MAIL_URL wins" if key in settings.sources else ", and MAIL_URL wins"
+        rows.append((key, value, found))
+    click.echo(as_columns(rows))
 
 
 def _state(name: str | None) -> State:
@@ -95,23 +91,6 @@ def _state(name: str | None) -> State:
         return state.using(name)
     except MailError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _said_of(info: ServerInfo) -> Iterable[tuple[str, str]]:
-    yield "relay", info.relay
-    yield "TLS", f"{info.tls}, {info.cipher}" if info.tls else "none"
-    yield "AUTH", " ".join(info.auth) or "not offered"
-    yield "logged in", "yes" if info.authenticated else "no, there are no credentials"
-    yield "extensions", " ".join(info.extensions) or "none"
-    if info.size is not None:
-        yield "content", f"{info.size} octets at most"
-
-
-def _said_of_receipt(receipt: Receipt) -> Iterable[tuple[str, str]]:
-    yield "relay", str(receipt.relay)
-    yield "reply", str(receipt.reply)
-    yield "message", receipt.message_id
-    yield "sent to", ", ".join(receipt.accepted) or "nobody"
 
 
 def _text_of(error: MailError) -> str:
@@ -130,11 +109,3 @@ def _environment_of(key: str) -> str | None:
     except ValueError:
         read = written
     return variable if current_app.config.get(key) == read else None
-
-
-def _show(rows: Iterable[tuple[str, ...]], indent: str = "  ") -> None:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(indent + "  ".join(cells).rstrip())

@@ -3,75 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import copy
-import logging
 import time
 import typing as t
 import weakref
-from dataclasses import dataclass
 
-import blinker
-from flask import current_app, has_app_context, has_request_context
-from flask.logging import default_handler
+from flask import current_app, has_app_context
+from werkzeug.local import LocalProxy
 
-from amail import MailError, UsageError
-from amail.many import send_many
+from amail import UsageError
 from amail.secret import hides_arguments
-from amail.threads import loop_is_running
+from amail.threads import check_may_block
 from amail_flask import commands
 from amail_flask.config import MailConfig
-from amail_flask.crossing import Crossing
-from amail_flask.message import Message
-from amail_flask.signals import email_dispatched
+from amail_flask.sends import Sends
 from amail_flask.state import State
 
 if t.TYPE_CHECKING:
-    from collections.abc import (
-        AsyncGenerator,
-        Awaitable,
-        Callable,
-        Coroutine,
-        Generator,
-        Iterator,
-        Mapping,
-    )
+    from collections.abc import AsyncGenerator, Coroutine, Mapping
+    from datetime import datetime
     from email.message import EmailMessage
 
     from flask import Flask
 
-    from amail import Mailer, Receipt, Result
     from amail import Message as AnyMessage
+    from amail import Receipt, Result
     from amail.address import People, Person
+    from amail.later import Queued
     from amail.many import Messages
-
-_CONCURRENCY = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Queued:
-    """A message that was left to be sent in the background. May be awaited.
-
-    ``message_id`` is its Message-ID, ``engine`` where it waits.
-    """
-
-    message_id: str
-    engine: str = "memory"
-
-    def __await__(self) -> Generator[t.Any, None, Queued]:
-        """Be done when the queue holds the message, which for memory is at once."""
-        yield from ()
-        return self
+    from amail_flask.message import Message
 
 
-class Mail:
+class Mail(Sends):
     """Sends mail from a Flask app, configured by its ``MAIL_*`` keys.
 
     mail = Mail(app), or mail = Mail() and mail.init_app(app) for each app.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        self.app = app
+        self.app = app = _behind_proxy(app)
         self.state: State | None = None
         self._states: weakref.WeakSet[State] = weakref.WeakSet()
         self._name: str | None = None
@@ -82,17 +52,17 @@ class Mail:
     def init_app(self, app: Flask) -> State:
         """Read the config of an app and make its mailer. No connection is opened.
 
+        An app whose config has not changed since keeps the mailer and the sessions that it has.
         Raises ConfigError for keys that cannot work.
         """
+        app = _behind_proxy(app)
         config = MailConfig.read(app.config)
-        state = State(config, app=app)
-        app.extensions["mail"] = state
+        state = app.extensions.get("mail")
+        if not isinstance(state, State) or not state.is_of(config):
+            state = app.extensions["mail"] = State(config, app=app, debug=app.debug)
         self._states.update(state.every)
         if commands.mail.name not in app.cli.commands:
             app.cli.add_command(commands.mail)
-        debug = config["MAIL_DEBUG"]
-        if app.debug if debug is None else debug:
-            _show_debug_log()
         return state
 
     @hides_arguments
@@ -100,9 +70,7 @@ class Mail:
         self, config: Mapping[str, t.Any], debug: bool | int = False, testing: bool = False
     ) -> State:
         """Make a state of a mapping with ``MAIL_*`` keys, for no app."""
-        if config.get("MAIL_DEBUG", debug):
-            _show_debug_log()
-        return State(MailConfig.read(config), testing=testing, app=None)
+        return State(MailConfig.read(config), app=None, testing=testing, debug=bool(debug))
 
     def using(self, name: str) -> Mail:
         """Return the same over another mailer, ``name`` of ``MAIL_MAILERS``.
@@ -121,11 +89,7 @@ class Mail:
         that is not async, where it could not be awaited. The coroutine raises a SendError whose
         ``outcome`` says what became of the message.
         """
-        return self._send(message, None)
-
-    def send_message(self, *args: t.Any, **kwargs: t.Any) -> Coroutine[t.Any, t.Any, Receipt]:
-        """Send a message made of these arguments: ``await mail.send_message("Hi", [...])``."""
-        return self.send(Message(*args, **kwargs))
+        return self._state().send(message)
 
     def send_many(
         self, messages: Messages, *, concurrency: int | None = None, ordered: bool = False
@@ -135,22 +99,11 @@ class Mail:
             async for result in mail.send_many(messages):
                 result.message, result.receipt, result.error
 
-        As ``Mailer.send_many`` of amail: they are pulled lazily and composed here, and at most
-        ``2 * concurrency`` of them are held, here and in the background loop that sends them. None
-        means twice as many as there are connections, so that none waits for its next message. The
-        signals are sent for each, the app being the one of this call.
+        As ``Mailer.send_many`` of amail: pulled lazily, and composed here. At most twice
+        ``concurrency`` are held; None means twice as many as there are connections, so that none
+        waits for its next message. Signals are sent for each, by the app of this call.
         """
-        state, mailer, _ = self._sender("make it async def and write async for result in ...")
-        crossing = Crossing(state.portal_for)
-
-        def send(message: AnyMessage) -> Coroutine[t.Any, t.Any, Receipt]:
-            mailer, suppressed = state.now()
-            sending = mailer.send(message)
-            return _deliver(state, message, sending, suppressed=suppressed, cross=crossing.call)
-
-        usual = 2 * getattr(mailer.transport, "concurrency", _CONCURRENCY)
-        at_once = usual if concurrency is None else concurrency
-        return send_many(send, messages, concurrency=at_once, ordered=ordered)
+        return self._state().send_many(messages, concurrency=concurrency, ordered=ordered)
 
     def send_raw(
         self,
@@ -165,11 +118,9 @@ class Mail:
         As ``Mailer.send_raw`` of amail. There is no Message, so ``email_dispatched`` is not sent,
         ``record_messages`` records nothing, and the other signals have ``message=None``.
         """
-        state, mailer, suppressed = self._sender(
-            "make it async def and write await mail.send_raw(...)"
+        return self._state().send_raw(
+            content, sender=sender, recipients=recipients, timeout=timeout
         )
-        sending = mailer.send_raw(content, sender=sender, recipients=recipients, timeout=timeout)
-        return _deliver(state, None, sending, suppressed=suppressed)
 
     def send_sync(self, message: AnyMessage, timeout: float | None = None) -> Receipt:
         """Send a message and wait, for views that are not async, shells and commands.
@@ -177,36 +128,28 @@ class Mail:
         ``timeout`` is in seconds from now and covers everything. Raises as ``send`` does, and
         UsageError in a thread that runs an event loop.
         """
-        if loop_is_running():
-            raise UsageError("this would block the event loop: write await mail.send(message)")
-        state = self._state()
-        if state.suppress:
-            receipt = _run(state.nowhere.send(message, timeout=timeout))
-            state.dispatched(message)
-            return receipt
-        sending = state.mailer.send(message, timeout=timeout)
-        try:
-            receipt = state.run(sending)
-        except MailError as error:
-            state.failed(message, error)
-            raise
-        state.accepted(message, receipt)
-        return receipt
+        return self._state().send_sync(message, timeout)
 
-    def send_later(self, message: AnyMessage) -> Queued:
-        """Leave a message to be sent by the background loop, and return at once.
+    def send_later(
+        self,
+        message: AnyMessage,
+        *,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+    ) -> Queued:
+        """Leave a message to be sent in the background, where ``MAIL_QUEUE`` says.
 
-        The message is composed now: what it says, and what its file objects hold, is settled. It
-        waits in memory; at a clean exit the queue is drained for up to ``MAIL_DRAIN_TIMEOUT``
-        seconds, and what is lost, or cannot be sent, is logged. Raises MessageError, and QueueFull
-        while a thousand messages wait.
+        The message is composed now: what it says, and what its file objects hold, is settled. In
+        memory it waits for the loop of this process; at a clean exit the queue is drained for up to
+        ``MAIL_DRAIN_TIMEOUT`` seconds, and what is lost, or cannot be sent, is logged. Other queues
+        outlive the process, and know what is to be sent ``countdown`` seconds from now, or at
+        ``eta``, at the earliest.
+
+        Raises MessageError, UsageError, and QueueFull while a thousand messages wait in memory. A
+        queue that cannot be reached raises NotSent, and DeliveryUnknown where nobody can tell
+        whether it has the message; in an event loop what is returned does so when it is awaited.
         """
-        state = self._state()
-        if not state.suppress:
-            return Queued(state.queue(message))
-        receipt = _run(state.nowhere.send(message))
-        state.dispatched(message)
-        return Queued(receipt.message_id)
+        return self._state().send_later(message, countdown=countdown, eta=eta)
 
     def render(
         self, name: str, /, *, strict: bool = False, inline_css: bool = False, **context: t.Any
@@ -223,32 +166,12 @@ class Mail:
         templates = self._state().templates
         return templates.render(name, strict=strict, inline_css=inline_css, **context)
 
-    def connect(self) -> Connection:
-        """Return a scope for sending one message after another, over one session if possible.
-
-        async with mail.connect() as connection:
-            await connection.send(message)
-        """
-        return Connection(self)
-
-    @contextlib.contextmanager
-    def record_messages(self) -> Iterator[list[AnyMessage]]:
-        """Collect the messages that are dispatched meanwhile, for tests."""
-        outbox: list[AnyMessage] = []
-
-        def record(app: Flask, message: AnyMessage) -> None:
-            outbox.append(message)
-
-        app = self._app()
-        with email_dispatched.connected_to(record, blinker.ANY if app is None else app):
-            yield outbox
-
     def drain(self, timeout: float) -> int:
         """Wait up to so many seconds for what ``send_later`` was given; return how much is left.
 
         Raises UsageError in a thread that runs an event loop.
         """
-        _check_may_block("drain")
+        check_may_block("mail.drain")
         until = time.monotonic() + timeout
         return sum(state.drain(max(0.0, until - time.monotonic())) for state in self._state().every)
 
@@ -257,7 +180,7 @@ class Mail:
 
         Raises UsageError in a thread that runs an event loop.
         """
-        _check_may_block("close")
+        check_may_block("mail.close")
         for state in self._state().every:
             state.close()
 
@@ -273,27 +196,8 @@ class Mail:
             raise AttributeError(f"Mail has no {name!r} outside of an app")
         return getattr(self._state(), name)
 
-    def _send(
-        self, message: AnyMessage, envelope_from: Person | None
-    ) -> Coroutine[t.Any, t.Any, Receipt]:
-        state, mailer, suppressed = self._sender(
-            "write mail.send_sync(message), or make it async def and write await mail.send(message)"
-        )
-        if envelope_from is None:
-            sending = mailer.send(message)
-        else:
-            sending = mailer.connect().send(message, envelope_from)
-        return _deliver(state, message, sending, suppressed=suppressed)
-
-    def _sender(self, instead: str) -> tuple[State, Mailer, bool]:
-        """Return the app's state, the mailer to use, and whether that one sends nothing.
-
-        Raises UsageError, with what to write ``instead``, in a view that cannot await.
-        """
-        if has_request_context() and not loop_is_running():
-            raise UsageError(f"this view is not async: {instead}")
-        state = self._state()
-        return state, *state.now()
+    def _whose_signals(self) -> Flask | None:
+        return self._app()
 
     def _app(self) -> Flask | None:
         """Return the current app if it is one of ours, else the one this was made for."""
@@ -313,81 +217,12 @@ class Mail:
         return state.using(self._name)
 
 
-class Connection:
-    """Sends one message after another. It holds a session only while a message is under way."""
-
-    def __init__(self, mail: Mail) -> None:
-        self.mail = mail
-
-    def send(
-        self, message: AnyMessage, envelope_from: Person | None = None
-    ) -> Coroutine[t.Any, t.Any, Receipt]:
-        """Send as ``Mail.send`` does. Bounces go to ``envelope_from`` if it is given."""
-        return self.mail._send(message, envelope_from)
-
-    def send_message(self, *args: t.Any, **kwargs: t.Any) -> Coroutine[t.Any, t.Any, Receipt]:
-        """Send a message made of these arguments."""
-        return self.send(Message(*args, **kwargs))
-
-    async def __aenter__(self) -> t.Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Leave the session to the pool, which ends it when it is not wanted any more."""
-
-    def __enter__(self) -> t.NoReturn:
-        raise UsageError("write async with mail.connect() as connection, in an async view")
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Be there for ``with``, so that ``__enter__`` can say what to write."""
+A = t.TypeVar("A", "Flask", "Flask | None")
 
 
-async def _deliver(
-    state: State,
-    message: AnyMessage | None,
-    sending: Coroutine[t.Any, t.Any, Receipt],
-    *,
-    suppressed: bool,
-    cross: Callable[[Coroutine[t.Any, t.Any, Receipt]], Awaitable[Receipt]] | None = None,
-) -> Receipt:
-    if suppressed:
-        receipt = await sending
-        if message is not None:
-            state.dispatched(message)
-        return receipt
-    try:
-        receipt = await (cross or state.portal_for(sending).call)(sending)
-    except MailError as error:
-        state.failed(message, error)
-        raise
-    state.accepted(message, receipt)
-    return receipt
-
-
-# A forgotten await is warned of under this name: "coroutine 'Mail.send' was never awaited".
-_deliver.__qualname__ = "Mail.send"
-
-
-def _run(sending: Coroutine[t.Any, t.Any, Receipt]) -> Receipt:
-    """Run a coroutine that waits for nothing, as one that sends nothing does."""
-    try:
-        sending.send(None)
-    except StopIteration as done:
-        return t.cast("Receipt", done.value)
-    raise UsageError("a suppressed send had to wait")
-
-
-def _check_may_block(name: str) -> None:
-    if loop_is_running():
-        raise UsageError(
-            f"mail.{name} would block the event loop: write await asyncio.to_thread(mail.{name})"
-        )
-
-
-def _show_debug_log() -> None:
-    """Let the stages of each session be seen, as MAIL_DEBUG asks for."""
-    logger = logging.getLogger("amail")
-    logger.setLevel(logging.DEBUG)
-    handlers = [*logger.handlers, *logging.getLogger().handlers]
-    if all(isinstance(handler, logging.NullHandler) for handler in handlers):
-        logger.addHandler(default_handler)
+def _behind_proxy(app: A) -> A:
+    """Return the app itself where ``current_app`` was given, which is another one later."""
+    if isinstance(app, LocalProxy):
+        behind: A = app._get_current_object()
+        return behind
+    return app

@@ -6,7 +6,8 @@ import pathlib
 import typing as t
 
 from amail import ConfigError
-from amail_flask.warn import warn
+from amail.frames import warn
+from amail.keys import Given
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,13 +59,13 @@ _OTHER: dict[str, tuple[str, str | None]] = {
 KEYS = frozenset(_SAME) | frozenset(_OTHER)
 
 
-def translated(config: Config) -> dict[str, tuple[t.Any, str]]:
-    """Return what a config says in their words, by our keys: the value, and their key.
+def translated(config: Config) -> dict[str, Given]:
+    """Return what a config says in their words, by our keys.
 
     Each of theirs gets a warning that names ours, and ours wins where both are set. Raises
     ConfigError for a backend that there is not: its messages would go to a server.
     """
-    found: dict[str, tuple[t.Any, str]] = {}
+    found: dict[str, Given] = {}
     for theirs in sorted(KEYS & config.keys()):
         if config[theirs] is None or config[theirs] == "":
             continue
@@ -79,6 +80,6 @@ def translated(config: Config) -> dict[str, tuple[t.Any, str]]:
             continue
         value = value_of(config)
         if value is not None:
-            found[ours] = (value, theirs)
+            found[ours] = Given(value, theirs)
             warn(f"{theirs} is read as {ours}; write that")
     return found

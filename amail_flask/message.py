@@ -17,7 +17,7 @@ if t.TYPE_CHECKING:
 
     from amail import Receipt
     from amail.address import Person
-    from amail_flask.extension import Connection
+    from amail_flask.sends import Connection
 
 
 class Message(_Message):

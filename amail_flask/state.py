@@ -12,9 +12,12 @@ import functools
 import logging
 import os
 import threading
+import time
 import typing as t
 import weakref
-from concurrent import futures
+
+from flask import has_request_context
+from flask.logging import default_handler
 
 from amail import (
     ConfigError,
@@ -22,32 +25,45 @@ from amail import (
     MailError,
     NullTransport,
     Portal,
-    QueueFull,
     Receipt,
-    SMTPTransport,
     UsageError,
 )
-from amail.threads import start_for_users
+from amail.crossing import Crossing
+from amail.later import MemoryQueue, Queued
+from amail.logging import show_debug
+from amail.many import send_many
+from amail.queues.due import due_at
+from amail.sending import Sending
+from amail.threads import loop_is_running, start_for_users
+from amail.transports.base import drain_seconds, listening
 from amail_flask.mailers import mailer_over, make_mailer
+from amail_flask.queueing import engine_of
+from amail_flask.sends import Sends
 from amail_flask.signals import email_accepted, email_dispatched, email_failed, email_resolved
 from amail_flask.templates import AppTemplates
 
 if t.TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
+    from datetime import datetime
+    from email.message import EmailMessage
 
     import blinker
     from flask import Flask
 
     from amail import Message as AnyMessage
+    from amail import Result
     from amail.address import Person
-    from amail.transports.base import Transport
+    from amail.many import Messages
     from amail_flask.config import MailConfig
+    from amail_flask.queueing import Engine
+
+    Cross = Callable[[Coroutine[t.Any, t.Any, Receipt]], Awaitable[Receipt]] | None
 
 T = t.TypeVar("T")
 
 _logger = logging.getLogger("amail.flask")
 
-_QUEUE_LENGTH = 1000
+_CONCURRENCY = 5
 _BACKGROUND_SECONDS = 660.0
 _SETTLE_SECONDS = 1.0
 _FLASK_MAILS_NAMES = frozenset(
@@ -55,7 +71,7 @@ _FLASK_MAILS_NAMES = frozenset(
 )
 
 
-class State:
+class State(Sends):
     """What one app has in ``app.extensions["mail"]``.
 
     ``default_sender`` and ``ascii_attachments`` may be set; the rest is read from the config once.
@@ -63,30 +79,46 @@ class State:
     """
 
     def __init__(
-        self, config: MailConfig, *, testing: bool = False, app: Flask | None, name: str = ""
+        self,
+        config: MailConfig,
+        *,
+        app: Flask | None,
+        testing: bool = False,
+        debug: bool = False,
+        name: str = "",
     ) -> None:
         self.config = config
         self.name = name
         self._app = app
         self._testing = testing
         self._nowhere = mailer_over(NullTransport("suppressed"), config)
-        self._pending: set[futures.Future[None]] = set()
-        self._pending_in = os.getpid()
+        self._queue = MemoryQueue()
+        self._engine: Engine | None = None
+        self.engines: tuple[Engine, ...] = ()
         self._mailer: Mailer | ConfigError
-        self._relays: tuple[Transport, ...] = ()
         try:
-            self._mailer, self._relays = make_mailer(config)
+            self._mailer = make_mailer(config)
         except ConfigError as error:
             # An app may well start without a server; its first message is told.
             if not self.suppress and not config.names_no_server:
                 raise
             _logger.warning("nothing can be sent, as the config is refused: %s", error)
             self._mailer = error
-        for relay in self._relays:
-            listen = getattr(relay, "listen", None)
-            if listen is not None:
-                listen(self._resolved)
+        else:
+            listening(self._mailer.transport, self._resolved)
+        if debug if config["MAIL_DEBUG"] is None else config["MAIL_DEBUG"]:
+            show_debug(default_handler)
+        if config["MAIL_PROTOCOL_TRACE"]:
+            show_debug(default_handler, "amail.smtp.trace")
         self._named = {name: self._further(name, each) for name, each in config.mailers.items()}
+        if not name:
+            engines: dict[str, Engine | None] = {}
+            for state in self.every:
+                queue = state.config["MAIL_QUEUE"]
+                if queue not in engines:
+                    engines[queue] = engine_of(queue, app, self, _process.portal)
+                state._engine = engines[queue]
+            self.engines = tuple(engine for engine in engines.values() if engine is not None)
 
     def __repr__(self) -> str:
         return f"<State of {self._app!r}: {self.config!r}>"
@@ -106,15 +138,14 @@ class State:
             raise ConfigError(str(self._mailer))  # a new one, whose traceback is this call's
         return self._mailer
 
-    @property
-    def nowhere(self) -> Mailer:
-        """The mailer that checks and composes, and sends nothing."""
-        return self._nowhere
+    def is_of(self, config: MailConfig) -> bool:
+        """Tell whether this was made of the same config, and could be."""
+        return self.config == config and isinstance(self._mailer, Mailer)
 
     def now(self) -> tuple[Mailer, bool]:
         """Return the mailer to send with, and whether it is the one that sends nothing."""
         suppressed = self.suppress
-        return self.nowhere if suppressed else self.mailer, suppressed
+        return self._nowhere if suppressed else self.mailer, suppressed
 
     @property
     def every(self) -> tuple[State, ...]:
@@ -163,6 +194,10 @@ class State:
             raise UsageError("render: there is no app here, whose templates it would be")
         return AppTemplates(self._app)
 
+    def know_process(self) -> None:
+        """Have the sessions end with this process, after what is being sent."""
+        _process.add(self)
+
     def portal_for(self, sending: Coroutine[t.Any, t.Any, t.Any]) -> Portal:
         """Return the background loop; it will end this app's sessions before it ends itself.
 
@@ -193,6 +228,9 @@ class State:
         """Tell who listens what became of a message that was not accepted."""
         self._tell(email_failed, message=message, error=error)
 
+    def _whose_signals(self) -> Flask | None:
+        return self._app
+
     def _tell(self, signal: blinker.NamedSignal, **what: t.Any) -> None:
         """Send a signal. What a receiver raises changes nothing about what was sent."""
         try:
@@ -207,29 +245,140 @@ class State:
         receipt = came_to if isinstance(came_to, Receipt) else None
         error = None if isinstance(came_to, Receipt) else came_to
         tell = functools.partial(self._tell, email_resolved, receipt=receipt, error=error)
-        start_for_users(lambda: self._in_app_context(tell), "amail-receiver")
+        start_for_users(lambda: self.in_app_context(tell), "amail-receiver")
 
-    def queue(self, message: AnyMessage) -> str:
-        """Have a message sent by the background loop; return its Message-ID."""
-        pending = self._pending_here()
-        if len(pending) >= _QUEUE_LENGTH:
-            raise QueueFull(
-                f"{_QUEUE_LENGTH} messages wait to be sent in the background; try again later, or "
-                "await mail.send(message), which waits its turn",
-                stage="pool",
-                retryable=True,
+    def send(self, message: AnyMessage) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Do as ``Mail.send`` does."""
+        _check_may_await(
+            "write mail.send_sync(message), or make it async def and write await mail.send(message)"
+        )
+        mailer, suppressed = self.now()
+        return self._telling(message, mailer.send(message), None if suppressed else self._call)
+
+    def send_raw(
+        self, content: bytes | EmailMessage, **about: t.Any
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Do as ``Mail.send_raw`` does."""
+        _check_may_await("make it async def and write await mail.send_raw(...)")
+        mailer, suppressed = self.now()
+        sending = mailer.send_raw(content, **about)
+        return self._telling(None, sending, None if suppressed else self._call)
+
+    def send_many(
+        self, messages: Messages, *, concurrency: int | None, ordered: bool
+    ) -> AsyncGenerator[Result, None]:
+        """Do as ``Mail.send_many`` does; it crosses to the background loop with many at once."""
+        _check_may_await("make it async def and write async for result in ...")
+        crossing = Crossing(self.portal_for)
+
+        def send(message: AnyMessage) -> Coroutine[t.Any, t.Any, Receipt]:
+            mailer, suppressed = self.now()
+            cross = None if suppressed else crossing.call
+            return self._telling(message, mailer.send(message), cross)
+
+        usual = 2 * getattr(self.now()[0].transport, "concurrency", _CONCURRENCY)
+        at_once = usual if concurrency is None else concurrency
+        return send_many(send, messages, concurrency=at_once, ordered=ordered)
+
+    def _telling(
+        self, message: AnyMessage | None, sending: Coroutine[t.Any, t.Any, Receipt], cross: Cross
+    ) -> Coroutine[t.Any, t.Any, Receipt]:
+        """Return what awaits ``sending``, over there unless nothing is sent, and tells of it."""
+        wrap = functools.partial(self._sent, message, cross)
+        return sending.inside(wrap) if isinstance(sending, Sending) else wrap(sending)
+
+    async def _call(self, sending: Coroutine[t.Any, t.Any, Receipt]) -> Receipt:
+        return await self.portal_for(sending).call(sending)
+
+    async def _sent(
+        self, message: AnyMessage | None, cross: Cross, sending: Coroutine[t.Any, t.Any, Receipt]
+    ) -> Receipt:
+        if cross is None:
+            receipt = await sending
+            if message is not None:
+                self.dispatched(message)
+            return receipt
+        try:
+            receipt = await cross(sending)
+        except MailError as error:
+            self.failed(message, error)
+            raise
+        self.accepted(message, receipt)
+        return receipt
+
+    # A forgotten await is warned of under this name: "coroutine 'Mail.send' was never awaited".
+    _sent.__qualname__ = "Mail.send"
+
+    def send_sync(self, message: AnyMessage, timeout: float | None = None) -> Receipt:
+        """Do as ``Mail.send_sync`` does."""
+        if loop_is_running():
+            raise UsageError("this would block the event loop: write await mail.send(message)")
+        if self.suppress:
+            return self._send_nowhere(message, timeout)
+        sending = self.mailer.send(message, timeout=timeout)
+        try:
+            receipt = self.run(sending)
+        except MailError as error:
+            self.failed(message, error)
+            raise
+        self.accepted(message, receipt)
+        return receipt
+
+    def send_later(
+        self,
+        message: AnyMessage,
+        *,
+        countdown: float | None = None,
+        eta: datetime | None = None,
+    ) -> Queued:
+        """Leave a message to the background loop, or to the engine that MAIL_QUEUE names.
+
+        Raises QueueFull, MessageError, UsageError, and what the engine does.
+        """
+        due = due_at(countdown, eta)
+        if self.suppress:
+            return Queued(self._send_nowhere(message, None).message_id)
+        if self._engine is not None:
+            return self._engine.send_later(self, message, due)
+        if due > time.time():
+            raise UsageError(
+                "countdown, eta: the queue in memory is gone with its process, and sends at once; "
+                'set MAIL_QUEUE to "folder:///path" or "celery"'
             )
+        self._queue.check_room()
         sending = self.mailer.send(message, timeout=_BACKGROUND_SECONDS)
         message_id = str(message.message_id)
-        portal = self.portal_for(sending)
-        background = portal.submit(self._send_in_background(message, message_id, sending))
-        pending.add(background)
-        background.add_done_callback(pending.discard)
-        return message_id
+        tell = functools.partial(self._tell_of_later, message)
+        self._queue.put(message_id, sending, self.portal_for(sending), tell)
+        return Queued(message_id)
+
+    def _send_nowhere(self, message: AnyMessage, timeout: float | None) -> Receipt:
+        sending = self._nowhere.send(message, timeout=timeout)
+        try:
+            sending.send(None)  # it waits for nothing
+        except StopIteration as done:
+            self.dispatched(message)
+            return t.cast("Receipt", done.value)
+        raise UsageError("a suppressed send had to wait")
+
+    def _tell_of_later(
+        self, message: AnyMessage, came_to: Receipt | MailError
+    ) -> Callable[[], None] | None:
+        if isinstance(came_to, Receipt):
+            listens = email_dispatched.receivers or email_accepted.receivers
+            tell = functools.partial(self.accepted, message, came_to)
+        else:
+            listens = email_failed.receivers
+            tell = functools.partial(self.failed, message, came_to)
+        return functools.partial(self.in_app_context, tell) if listens else None
 
     def drain(self, timeout: float) -> int:
         """Wait for what was queued; return how much is left."""
-        return len(futures.wait(list(self._pending_here()), timeout=timeout).not_done)
+        until = time.monotonic() + timeout
+        left = self._queue.drain(timeout)
+        for engine in self.engines:
+            left += engine.drain(max(0.0, until - time.monotonic()))
+        return left
 
     def close(self) -> None:
         """End the sessions of this process. Sending again opens new ones."""
@@ -240,45 +389,20 @@ class State:
         """Drain the queue for up to MAIL_DRAIN_TIMEOUT, then end the sessions, as at exit."""
         if not _process.has(self):
             return
+        for engine in self.engines:
+            engine.end()
         await asyncio.to_thread(self.drain, self.config["MAIL_DRAIN_TIMEOUT"])
         await _process.portal.call(self.close_at_exit())
         await asyncio.to_thread(self.drain, _SETTLE_SECONDS)  # what was ended says so in the log
 
     async def close_at_exit(self) -> None:
         """End the sessions at once; what is under way there says what became of it."""
-        relays = [relay for relay in self._relays if isinstance(relay, SMTPTransport)]
-        await asyncio.gather(*(relay.aclose(drain=0) for relay in relays))
+        if isinstance(self._mailer, Mailer):
+            drain_seconds.set(0.0)  # in this task; the queue was drained
+            await self._mailer.transport.aclose()
 
-    def _pending_here(self) -> set[futures.Future[None]]:
-        if self._pending_in != os.getpid():
-            self._pending_in, self._pending = os.getpid(), set()  # the parent's are the parent's
-        return self._pending
-
-    async def _send_in_background(
-        self, message: AnyMessage, message_id: str, sending: Coroutine[t.Any, t.Any, Receipt]
-    ) -> None:
-        try:
-            receipt = await sending
-        except asyncio.CancelledError as error:
-            known = "; ".join(getattr(error, "__notes__", ())) or "it is not known to be sent"
-            _logger.error("%s: ended before it was done: %s", message_id, known)  # noqa: TRY400
-            raise
-        except MailError as error:
-            _log_failure(message_id, error)
-            failure = error
-            if email_failed.receivers:
-                await _elsewhere(
-                    lambda: self._in_app_context(lambda: self.failed(message, failure))
-                )
-        except Exception:
-            _logger.exception("%s: could not be sent in the background", message_id)
-        else:
-            if email_dispatched.receivers or email_accepted.receivers:
-                await _elsewhere(
-                    lambda: self._in_app_context(lambda: self.accepted(message, receipt))
-                )
-
-    def _in_app_context(self, tell: Callable[[], None]) -> None:
+    def in_app_context(self, tell: Callable[[], None]) -> None:
+        """Call it in the app's context, where there is an app."""
         if self._app is None:
             tell()
             return
@@ -297,37 +421,10 @@ class State:
             yield self._mailer
 
 
-def _log_failure(message_id: str, error: MailError) -> None:
-    """Log what became of a message in the background. Its text names recipients, a log does not."""
-    reply = getattr(error, "reply", None)
-    outcome: str = getattr(error, "outcome", "not_sent")
-    _logger.error(
-        "%s: could not be sent in the background: %s, %s at the stage %s, %s",
-        message_id,
-        outcome.replace("_", " "),
-        type(error).__name__,
-        getattr(error, "stage", None),
-        "no reply" if reply is None else str(reply.code),
-    )
-
-
-async def _elsewhere(work: t.Callable[[], None]) -> None:
-    """Run what may take its time in a thread of its own: here it would hold up every session.
-
-    Not in the loop's executor either, whose few threads resolve names.
-    """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def ended() -> None:
-        loop.call_soon_threadsafe(done.set_result, None)
-
-    try:
-        start_for_users(work, "amail-receiver", ended)
-    except RuntimeError:  # the process is ending; nobody is held up any more
-        work()
-        return
-    await done
+def _check_may_await(instead: str) -> None:
+    """Raise UsageError, with what to write, in a view that is not async."""
+    if has_request_context() and not loop_is_running():
+        raise UsageError(f"this view is not async: {instead}")
 
 
 class _Process:

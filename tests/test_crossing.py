@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amail import DeliveryUnknown, Envelope, Portal, Receipt, Reply, UsageError
-from amail_flask.crossing import Crossing
+from amail.crossing import Crossing
 from tests.strategies import EXAMPLES
 
 if t.TYPE_CHECKING:

@@ -158,8 +158,21 @@ def test_send_bulk_sends_all_over_one_session(
     assert {message.session for message in server.messages} == {1}
 
 
+def test_bulk_run_goes_on_where_it_was(server: AiosmtpdServer) -> None:
+    assert run("bulk_run", server).splitlines() == ["50 accepted", "51 accepted"]
+    assert len({message.forward_paths for message in server.messages}) == 51
+    assert len(server.messages) == 51
+
+
+def test_progress_shows_what_came_of_200(server: AiosmtpdServer) -> None:
+    said = run("progress", server)
+    assert "200/200" in said
+    assert said.endswith("{'accepted': 200}\n")
+    assert len(server.messages) == 200
+
+
 def test_every_example_is_run_here() -> None:
     here = Path(__file__).read_text("utf-8")
     names = [path.stem for path in EXAMPLES.glob("*.py")]
-    assert len(names) == 7
+    assert len(names) == 9
     assert [name for name in names if f'"{name}"' not in here] == []

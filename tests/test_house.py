@@ -120,3 +120,10 @@ def test_every_public_name_is_listed_and_documented() -> None:
         assert imported == set(package.__all__)
         undocumented = [name for name in package.__all__ if not getattr(package, name).__doc__]
         assert undocumented == []
+
+
+def test_the_adapter_is_thin() -> None:
+    """What is not about Flask lives in amail."""
+    files = ("extension.py", "config.py", "signals.py", "commands.py")
+    texts = [(ROOT / "amail_flask" / name).read_text("utf-8") for name in files]
+    assert sum(len(text.splitlines()) for text in texts) < 600

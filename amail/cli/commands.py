@@ -6,7 +6,9 @@ from importlib.metadata import EntryPoint, entry_points, version
 
 import click
 
+from amail.cli.bulk import bulk
 from amail.cli.check import check
+from amail.cli.queue import queue
 
 
 class Commands(click.Group):
@@ -43,4 +45,6 @@ def amail() -> None:
     """Compose mail and send it, on asyncio."""
 
 
+amail.add_command(bulk)
 amail.add_command(check)
+amail.add_command(queue)

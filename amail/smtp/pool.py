@@ -87,7 +87,7 @@ class Pool(t.Generic[S]):
         self._free = size
         self._withheld = 0
         # Who waits, since when, and whether for a slot that is shared too.
-        self._waiting: deque[tuple[asyncio.Future[Slot[S] | None], float, bool]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[_Stay[S] | None], float, bool]] = deque()
         self._offered: list[Slot[S]] = []
         self._waiters = 0
         self._given_back_at = self.loop.time()
@@ -189,19 +189,18 @@ class Pool(t.Generic[S]):
 
     async def take_slot(
         self, deadline: float | None, *, first: bool = False, shares: bool = False
-    ) -> Slot[S] | None:
+    ) -> _Stay[S] | None:
         """Wait for a slot, behind all others or before them.
 
-        Who ``shares`` may get that of one who only waits for the end, and follows it.
+        Who ``shares`` may get that of one who only waits for the end, and follows it: returned is
+        who is ahead.
         """
         if self._closed:
             raise _closed_error()
         if deadline is not None and self.loop.time() >= deadline:
             raise _late_error()
         if shares and self._offered and not self._idle and not self._waiters:
-            ahead = self._offered.pop(0)
-            ahead.hand_on()
-            return ahead
+            return self._offered.pop(0).hand_on()
         if self._free:
             self._free -= 1
             return None
@@ -209,8 +208,8 @@ class Pool(t.Generic[S]):
 
     async def _wait_for_slot(
         self, deadline: float | None, *, first: bool, shares: bool
-    ) -> Slot[S] | None:
-        waiter: asyncio.Future[Slot[S] | None] = self.loop.create_future()
+    ) -> _Stay[S] | None:
+        waiter: asyncio.Future[_Stay[S] | None] = self.loop.create_future()
         place = (waiter, self.loop.time(), shares)
         if first:
             self._waiting.appendleft(place)
@@ -230,7 +229,7 @@ class Pool(t.Generic[S]):
                 if shared is None:
                     self.give_slot_back()
                 else:
-                    shared.take_again()
+                    shared.take_again(self)
             if isinstance(error, TimeoutError) and not isinstance(error, PoolTimeout):
                 raise _late_error() from error
             raise
@@ -255,8 +254,7 @@ class Pool(t.Generic[S]):
             self._waiting.popleft()
         if self._waiting and self._waiting[0][2]:
             waiter, _, _ = self._waiting.popleft()
-            slot.hand_on()
-            waiter.set_result(slot)
+            waiter.set_result(slot.hand_on())
         else:
             self._offered.append(slot)
 
@@ -490,6 +488,43 @@ class Pool(t.Generic[S]):
             self._end(session)
 
 
+class _Stay(t.Generic[S]):
+    """One time in a slot, as the one who follows in it sees it; ``ahead`` is whom it follows.
+
+    Not the Slot itself: whoever is in that may have left, and be in another slot since.
+    """
+
+    __slots__ = ("_slot", "ahead", "is_over", "session")
+
+    def __init__(self, slot: Slot[S], ahead: _Stay[S] | None) -> None:
+        self._slot = slot
+        self.ahead = ahead
+        self.is_over = False
+        self.session: S | None = None  # when it was handed on
+
+    def forget_who_left(self) -> None:
+        """Let go of those ahead that are none any more, or each stay would keep all before it."""
+        while self.ahead is not None and self.ahead.is_over:
+            self.ahead = self.ahead.ahead
+
+    def give_back(self, pool: Pool[S], session: S | None) -> None:
+        """Give the slot to who is ahead, or back to the pool with its session."""
+        self.forget_who_left()
+        if self.ahead is not None:
+            self.ahead.take_again(pool)
+        elif session is None:
+            pool.give_slot_back()
+        else:
+            pool.take_back(session)
+
+    def take_again(self, pool: Pool[S]) -> None:
+        """Have the slot again, for the one who followed has left."""
+        if self.is_over:
+            self.give_back(pool, self.session)
+        else:
+            self._slot.take_again()
+
+
 class Slot(t.Generic[S]):
     """The right to one session, for the length of an ``async with``.
 
@@ -498,85 +533,61 @@ class Slot(t.Generic[S]):
     follows them, and is its holder from then on. If that one leaves first, it is the one's before.
     """
 
-    __slots__ = ("_ahead", "_is_inside", "_is_taken", "_pool", "_shares", "deadline", "session")
+    __slots__ = ("_is_taken", "_pool", "_shares", "_stay", "deadline", "session")
 
     def __init__(self, pool: Pool[S], deadline: float | None, *, shares: bool = False) -> None:
         self._pool = pool
         self._shares = shares
-        self._ahead: Slot[S] | None = None
-        self._is_inside = False
+        self._stay: _Stay[S] = _Stay(self, None)
         self._is_taken = False
         self.deadline = deadline
         self.session: S | None = None
 
     async def __aenter__(self) -> t.Self:
-        self._ahead = await self._pool.take_slot(self.deadline, shares=self._shares)
-        self._is_taken = self._is_inside = True
+        ahead = await self._pool.take_slot(self.deadline, shares=self._shares)
+        self._stay, self._is_taken = _Stay(self, ahead), True
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._is_inside = False
+        self._stay.is_over = True
         self._pool.withdraw(self)
         self._let_go()
-        self._forget_who_left()
-
-    def _forget_who_left(self) -> None:
-        """Let go of those ahead that are none any more, or each slot would keep all before it."""
-        while self._ahead is not None and not self._ahead.is_inside:
-            self._ahead = self._ahead.ahead
+        self._stay.forget_who_left()
 
     def _let_go(self) -> None:
-        """Give the slot to who is ahead, or back to the pool with its session."""
-        if not self._is_taken:
-            return
-        self._is_taken = False
-        self._forget_who_left()
-        if self._ahead is not None:
-            self._ahead.take_again()
-        elif self.session is None:
-            self._pool.give_slot_back()
-        else:
-            self._pool.take_back(self.session)
+        if self._is_taken:
+            self._is_taken = False
+            self._stay.give_back(self._pool, self.session)
 
     @property
     def is_shared(self) -> bool:
         """True while the session is another one's too."""
         if self.session is None:
             return False
-        self._forget_who_left()
-        return self._ahead is not None or self.session.unsettled is not None
-
-    @property
-    def ahead(self) -> Slot[S] | None:
-        """The one whose slot this is too, until it leaves."""
-        return self._ahead
-
-    @property
-    def is_inside(self) -> bool:
-        """True until the scope is left."""
-        return self._is_inside
+        self._stay.forget_who_left()
+        return self._stay.ahead is not None or self.session.unsettled is not None
 
     def offer(self) -> None:
         """Let another one follow: what is left to do here is to wait."""
         if self._is_taken:
             self._pool.offer(self)
 
-    def hand_on(self) -> None:
-        """Be the holder no longer."""
+    def hand_on(self) -> _Stay[S]:
+        """Be the holder no longer; return what the next one has ahead."""
         self._is_taken = False
+        self._stay.session = self.session
+        return self._stay
 
     def take_again(self) -> None:
         """Be the holder again, for the one who followed has left."""
         self._is_taken = True
-        if not self._is_inside:
-            self._let_go()
 
     def recall(self) -> None:
         """Offer it no longer; where another one follows already, leave the session to that one."""
         self._pool.withdraw(self)
         if not self._is_taken:
-            self._is_inside = False
-            self._forget_who_left()
+            self._stay.is_over = True
+            self._stay.forget_who_left()
             self.session = None
 
     async def exchange(self, seconds: float) -> bool:
@@ -591,10 +602,14 @@ class Slot(t.Generic[S]):
         await self._take()
         return True
 
+    async def hold(self) -> None:
+        """Have a slot, where it was left to one who follows: wait for one before all others."""
+        if not self._is_taken:
+            await self._take()
+
     async def _take(self) -> None:
-        self._ahead = None
         await self._pool.take_slot(self.deadline, first=True)
-        self._is_taken = self._is_inside = True
+        self._stay, self._is_taken = _Stay(self, None), True
 
     @property
     def holds_reusable(self) -> bool:
@@ -614,18 +629,19 @@ class Slot(t.Generic[S]):
         """Let go of a session that is no good, to open another one in its place."""
         self.recall()
         if self.is_shared:
+            self._stay.is_over = True
             self._let_go()
-            self.session = self._ahead = None
+            self.session = None
             return
         session, self.session = self.session, None
         if session is not None:
             self._pool.lose(session)
-        self._ahead = None
 
     def take_idle(self) -> S | None:
         """Take an idle session, or the one that is shared, if there is one."""
-        if self._ahead is not None:
-            self.session = self._ahead.session
+        ahead = self._stay.ahead
+        if ahead is not None:
+            self.session = ahead.session
         else:
             self.session = self._pool.take_idle()
         return self.session
@@ -644,8 +660,7 @@ class Slot(t.Generic[S]):
 
     async def open(self, opener: Callable[[], Awaitable[S]]) -> S:
         """Open a session and keep it. Raises MailerClosed when the pool ends before it is open."""
-        if not self._is_taken:
-            await self._take()
+        await self.hold()
         self.session = await self._pool.open_session(opener)
         return self.session
 

@@ -116,6 +116,7 @@ class SMTPProtocol(asyncio.Protocol):
         self._transport = transport
         self._waits = waits
         self._depth = depth
+        self._most = max(depth, 2)  # one envelope may follow where no content may
         self._trace = trace
         self._loop = asyncio.get_running_loop()
         # The timer outlives the caller that set it; what its context holds shall not live on.
@@ -157,7 +158,7 @@ class SMTPProtocol(asyncio.Protocol):
         return (
             bool(runs)
             and runs[-1].is_written
-            and len(runs) < max(self._depth, 2)
+            and len(runs) < self._most
             and not self._forsaken
             and self.usable
         )
@@ -182,9 +183,9 @@ class SMTPProtocol(asyncio.Protocol):
     ) -> None:
         """Drive a transaction until it has its outcome, or the caller's time is over.
 
-        ``on_written`` is called when its last octet is: another one may follow. ``at_once`` allows
-        the content to go out with the envelope, where it fits and the server has just been heard
-        of. When this is cancelled, or returns without an outcome, the transaction is left as it
+        ``on_written`` is called when its last octet is: another one may follow; and again, once one
+        may, where as many as may be were on their way. ``at_once`` allows the content to go out
+        with the envelope, where it fits and the server has just been heard of. When this is cancelled, or returns without an outcome, the transaction is left as it
         stands. Either the protocol is not usable any more, or the final reply may still come: then
         there is ``unsettled``.
         """
@@ -347,6 +348,7 @@ class SMTPProtocol(asyncio.Protocol):
 
     def _conclude(self) -> None:
         """Wake the one who waits. Then it is the turn of the next one."""
+        was_full = len(self._runs) == self._most
         run = self._runs.popleft()
         self._chunks = None
         self.left_open = run.transaction.left_open
@@ -357,6 +359,9 @@ class SMTPProtocol(asyncio.Protocol):
             self._forsake_others()
         elif self._runs:
             self._begin_turn(self._runs[0])
+            last = self._runs[-1]
+            if was_full and last.on_written is not None and self.can_follow:
+                last.on_written()  # when it was written there was no room for another one
         self._tell_settled()
 
     def _tell_settled(self) -> None:

@@ -391,6 +391,7 @@ class _Opening:
         self._exchange: Exchange | None = None
         self._extensions = Extensions()
         self._trace = _trace_of(settings) if settings.trace else None
+        self._name: str | None = None  # in EHLO
 
     @property
     def waits_for_server(self) -> bool:
@@ -418,10 +419,11 @@ class _Opening:
             lambda addresses: self._found(addresses=addresses),
         )
         self._found(address=_peer(self._socket), seconds=self._loop.time() - began)
+        self._name = ehlo_name(settings, self._socket)
         smtp = aiosmtplib.SMTP(
             hostname=settings.tls_server_name or settings.host,
             sock=self._socket,
-            local_hostname=ehlo_name(settings, self._socket),
+            local_hostname=self._name,
             start_tls=False,
             use_tls=settings.effective_tls == "implicit",
             tls_context=self._context,
@@ -487,7 +489,7 @@ class _Opening:
                 late.cancel()
         if is_implicit:
             self._found_tls(smtp)
-        self._traced(None, response)
+        self._traced(None, response.code, response.message)
         self._found(greeting=self._reply(response.code, response.message))
 
     def _handshake_late(self, smtp: aiosmtplib.SMTP) -> None:
@@ -504,7 +506,7 @@ class _Opening:
             if error.code not in _NO_EHLO:
                 raise
             response = await smtp.helo(timeout=self._within(timeout))
-        self._traced(f"EHLO {smtp.local_hostname}", response)
+        self._traced(f"EHLO {self._name}", response.code, response.message)
         self._extensions = Extensions.from_ehlo(smtp.esmtp_extensions)
         offered = self._extensions.offered
         auth = tuple(offered.get("AUTH", "").upper().split())
@@ -524,7 +526,7 @@ class _Opening:
         timeout = self._within(self._settings.command_timeout)
         try:
             response = await smtp.starttls(tls_context=self._context, timeout=timeout)
-            self._traced("STARTTLS", response)
+            self._traced("STARTTLS", response.code, response.message)
         except (aiosmtplib.SMTPException, OSError) as error:
             # It awaits the reply and the handshake in one call; what it raises on what tells.
             of_the_reply = (aiosmtplib.SMTPResponseException, aiosmtplib.SMTPReadTimeoutError)
@@ -553,12 +555,12 @@ class _Opening:
         secret = await self._secret()
         exchange = self._exchange = Exchange(mechanism, settings, secret)
         response = await smtp.execute_command(*exchange.command, timeout=self._within(timeout))
-        self._traced(f"AUTH {mechanism}", response)
+        self._traced(f"AUTH {mechanism}", response.code, response.message)
         while response.code == 334 and exchange.has_answer:
             response = await smtp.execute_command(
                 exchange.answer(response.message), timeout=self._within(timeout)
             )
-            self._traced("", response)
+            self._traced("", response.code, response.message)
         if response.code == 235:
             self._found(authenticated=True, mechanism=mechanism)
             return
@@ -647,17 +649,13 @@ class _Opening:
         if self._observe is not None:
             self._observe(self.info)
 
-    def _traced(
-        self,
-        command: str | None,
-        response: aiosmtplib.SMTPResponse | aiosmtplib.SMTPResponseException,
-    ) -> None:
+    def _traced(self, command: str | None, code: int, message: str) -> None:
         """Show a command, without what it is said with, and its reply."""
         if self._trace is None:
             return
         if command is not None:
             self._trace.sent(f"{command}\r\n".encode())
-        self._trace.heard(response.code, response.message)
+        self._trace.heard(code, message)
 
     def _found_tls(self, smtp: aiosmtplib.SMTP) -> None:
         if cipher := smtp.get_transport_info("cipher"):
@@ -672,7 +670,7 @@ class _Opening:
     def _translated(self, error: Exception) -> SendError:
         """Say in our words what aiosmtplib or asyncio raised at the stage we stand at."""
         if isinstance(error, aiosmtplib.SMTPResponseException) and error.code > 0:
-            self._traced(None, error)
+            self._traced(None, error.code, error.message)
             return self._refused(self._reply(error.code, error.message))
         relay, stage = self._settings.relay, self.stage
         details: dict[str, t.Any] = {"stage": stage, "relay": relay, "retryable": True}

@@ -219,7 +219,7 @@ class Transaction:
             f"delivery is unknown: {reason}. The server may hold the message; sending it again may "
             "make a second copy"
         )
-        refused = self._refused
+        refused = {} if self._took_it_back else self._refused
         concerned = [path for path in self._envelope.forward_paths if path not in refused]
         details = self._details(recipients=tuple(concerned), stage="final")
         return DeliveryUnknown(text, refused=refused, **details)
@@ -322,6 +322,9 @@ class Transaction:
     def _on_final(self, code: int, raw: bytes) -> None:
         if 300 <= code < 400:
             self.malformed(f"the content was answered with {code}")
+            return
+        if self._took_it_back:
+            self._be_at_odds("the server took a part of the envelope, having refused it")
             return
         if self._closing is not None or self._taken_by_nobody:
             self._on_final_of_refused(code)

@@ -289,6 +289,8 @@ class SMTPTransport:
             if (tell := when_written.get()) is not None:
                 way.on_written = functools.partial(self._written, slot, turn, tell)
             while True:
+                # Never the turn before the slot: who has the slot may wait for the turn.
+                await slot.hold()
                 if not turn.enter_at_once():
                     await self._enter(turn, way.deadlines)
                 is_fresh = slot.session is None

@@ -308,6 +308,8 @@ class Session:
     async def _data(self, line: str) -> None:
         if self._transaction is None:
             usual = "503 5.5.1 say MAIL first"
+        elif self._transaction.chunks is not None:
+            usual = self._violation("DATA behind BDAT", "503 5.5.1 BDAT has begun")
         elif not self._transaction.forward_paths:
             usual = "554 5.5.1 no valid recipients"
         else:
@@ -372,8 +374,10 @@ class Session:
         else:
             usual = f"250 2.0.0 ok, queued as F{len(self._server.messages) + 1:05}"
         action = self._due("final", "")
-        # Held from here on: whether our reply arrives, nobody can promise.
-        if not 400 <= (code_of(first_reply(action, usual)) or code_of(usual)) < 600:
+        says_no = 400 <= (code_of(first_reply(action, usual)) or code_of(usual)) < 600
+        # Held from here on: whether our reply arrives, nobody can promise. But for somebody: BDAT
+        # brings content whatever was said to its envelope.
+        if transaction.forward_paths and not says_no:
             self._keep(transaction, reader.content)
         await self._perform(action, usual)
 

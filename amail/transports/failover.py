@@ -92,7 +92,8 @@ class _Relay:
         if before:
             # One message finds out whether it is back; the others go on as if it were not.
             self.cools_until = mark = began + self._cooldown
-        token, until = reply_until.set(reply_deadline), time_for_all.set(begin)
+        token = reply_until.set(reply_deadline)
+        until = time_for_all.set(begin or time_for_all.get())
         try:
             receipt = await self.transport.send(envelope, content, deadline=deadline)
         except BaseException as error:

@@ -57,6 +57,27 @@ class Window:
             self._oldest = (self._oldest + 1) % self._limit
 
 
+class Windows:
+    """One window for each of several rates, of which each holds. Raises ConfigError."""
+
+    def __init__(self, rate: str | Iterable[str]) -> None:
+        rates = [rate] if isinstance(rate, str) else _listed(rate)
+        self._text = ", ".join(rates)
+        self._windows = [Window(*parse_rate(each)) for each in rates]
+
+    def __str__(self) -> str:
+        return self._text
+
+    def opens_at(self) -> float:
+        """Return when the next one may begin; it may be past."""
+        return max(window.opens_at() for window in self._windows)
+
+    def take(self, now: float) -> None:
+        """Note in each that one begins now."""
+        for window in self._windows:
+            window.take(now)
+
+
 class Throttled(Wrapper):
     """Lets messages through to ``transport`` at a rate: "14/s", "100/min", "500/h", "10000/d".
 
@@ -70,13 +91,11 @@ class Throttled(Wrapper):
 
     def __init__(self, transport: Transport, rate: str | Iterable[str]) -> None:
         super().__init__(transport)
-        rates = [rate] if isinstance(rate, str) else _listed(rate)
-        self._text = ", ".join(rates)
-        self._windows = [Window(*parse_rate(each)) for each in rates]
+        self._windows = Windows(rate)
         self._turn: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     def __repr__(self) -> str:
-        return f"<Throttled to {self._text} over {self._transport!r}>"
+        return f"<Throttled to {self._windows} over {self._transport!r}>"
 
     async def send(
         self, envelope: Envelope, content: Content, *, deadline: float | None = None
@@ -88,8 +107,8 @@ class Throttled(Wrapper):
                 await self._wait()
         except TimeoutError as error:
             raise PoolTimeout(
-                f"the deadline passed while the message was throttled to {self._text}; nothing was "
-                "sent",
+                f"the deadline passed while the message was throttled to {self._windows}; "
+                "nothing was sent",
                 stage="pool",
                 retryable=True,
                 message_id=content.message_id,
@@ -108,12 +127,11 @@ class Throttled(Wrapper):
         """Wait until every window is open, and take one place in each."""
         while True:
             now = time.monotonic()
-            opens_at = max(window.opens_at() for window in self._windows)
+            opens_at = self._windows.opens_at()
             if now >= opens_at:
                 break
             await asyncio.sleep(opens_at - now)
-        for window in self._windows:
-            window.take(now)
+        self._windows.take(now)
 
 
 def parse_rate(rate: object) -> tuple[int, float]:

@@ -198,8 +198,9 @@ def test_the_exceptions_are_related_as_we_tell_them_apart() -> None:
 
 def test_we_let_go_in_the_order_that_is_proved_below(tree: ast.Module) -> None:
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    made = "transport, self._socket, self._extensions, self._settings, self._manners"
     assert body_of(classes["_Opening"], "_take_over")[-4:] == [
-        "session = Session(transport, self._socket, self._extensions, self._settings)",
+        f"session = Session({made}, trace=self._trace)",
         "smtp.transport = None",
         "smtp.close()",
         "return session",

@@ -5,6 +5,7 @@ What is knowingly not the same stands in docs/migrating.md; a name that is missi
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 import typing as t
@@ -16,6 +17,7 @@ from flask import Flask
 import amail_flask
 from amail import SMTPSettings
 from amail_flask.config import KEYS, MailConfig
+from amail_flask.mailers import relays_of
 
 flask_mail = pytest.importorskip("flask_mail", reason="Flask-Mail is not installed")
 
@@ -93,7 +95,7 @@ async def test_what_talks_to_a_server_is_awaited() -> None:
             connection.send_message("Hi", ["a@x.org"], "Hi", sender="b@x.org"),
             message.send(connection),
         ):
-            assert inspect.iscoroutine(sending)
+            assert asyncio.iscoroutine(sending)
             assert (await sending).relay == "suppressed"
 
 
@@ -127,6 +129,18 @@ def test_the_state_has_flask_mails_names(name: str) -> None:
     assert hasattr(mail, name)
 
 
+def test_the_state_can_do_what_flask_mails_can() -> None:
+    """Extensions take it from ``app.extensions["mail"]``, and send with it."""
+    app = Flask(__name__)
+    app.testing = True
+    state = amail_flask.Mail(app).state
+    assert names_of(flask_mail._Mail) <= names_of(state) | {"suppress"}
+    assert state is app.extensions["mail"]
+    with state.record_messages() as outbox:
+        state.send_sync(amail_flask.Message("Hi", ["a@x.org"], "Hi", sender="b@x.org"))
+    assert [message.subject for message in outbox] == ["Hi"]
+
+
 def test_every_key_that_flask_mail_reads_is_in_our_table() -> None:
     source = inspect.getsource(flask_mail.Mail.init_mail)
     theirs = set(re.findall(r"MAIL_[A-Z_]+", source))
@@ -136,7 +150,7 @@ def test_every_key_that_flask_mail_reads_is_in_our_table() -> None:
 
 def test_the_defaults_lead_to_the_same_server_in_the_same_way() -> None:
     theirs = flask_mail.Mail().init_mail({})
-    (ours,) = MailConfig.read({}).relays
+    (ours,) = relays_of(MailConfig.read({}))
     assert isinstance(ours, SMTPSettings)
     assert (ours.host, ours.effective_port) == (theirs.server, theirs.port)
     assert (theirs.use_tls, theirs.use_ssl, ours.effective_tls) == (False, False, "none")

@@ -12,9 +12,11 @@ from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amail import ConfigError, SMTPSettings
-from amail_flask import Mail, Message, converters, foreign
-from amail_flask.config import KEYS, MailConfig, as_markdown
+from amail import ConfigError, SMTPSettings, values
+from amail.keys import as_markdown
+from amail_flask import Mail, Message, foreign
+from amail_flask.config import KEYS, SECTIONS, MailConfig
+from amail_flask.mailers import relays_of
 
 ROOT = Path(__file__).parent.parent.parent
 CANARY = "canary-pa55word"
@@ -23,7 +25,7 @@ SEED = "nWGxne/9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A="
 
 
 def settings(**keys: t.Any) -> SMTPSettings:
-    (relay,) = MailConfig.read({f"MAIL_{name}": each for name, each in keys.items()}).relays
+    (relay,) = relays_of(MailConfig.read({f"MAIL_{name}": each for name, each in keys.items()}))
     assert isinstance(relay, SMTPSettings)
     return relay
 
@@ -64,6 +66,7 @@ def test_flask_mails_keys_reach_the_settings() -> None:
 def test_further_keys_reach_the_settings() -> None:
     made = settings(
         MAX_CONNECTIONS="3",
+        PIPELINE_DEPTH="8",
         TLS_VERIFY="no",
         TLS_SERVER_NAME="mail.example.com",
         CA_FILE="/ca.pem",
@@ -74,6 +77,7 @@ def test_further_keys_reach_the_settings() -> None:
     )
     assert made == SMTPSettings(
         max_connections=3,
+        pipeline_depth=8,
         tls_verify=False,
         tls_server_name="mail.example.com",
         ca_file="/ca.pem",
@@ -82,6 +86,24 @@ def test_further_keys_reach_the_settings() -> None:
         allow_insecure_auth=True,
         local_hostname="web.example.com",
     )
+
+
+def test_a_token_source_may_stand_in_place_of_the_password() -> None:
+    async def source() -> str:
+        return CANARY
+
+    made = settings(SERVER="smtp.example.com", USERNAME="ada", PASSWORD=source)
+    assert (made.oauth_token, made.password) == (source, None)
+    assert (made.effective_tls, made.effective_port) == ("starttls", 587)
+    assert values.masked(source) == "function"
+
+
+@pytest.mark.parametrize("setting", ["trace", "log_addresses"])
+@pytest.mark.parametrize("url", [None, "smtp://smtp.example.com"])
+def test_what_the_log_holds_is_set_by_two_keys(setting: str, url: str | None) -> None:
+    key = {"trace": "PROTOCOL_TRACE"}.get(setting, setting.upper())
+    assert getattr(settings(**{key: "on"}, URL=url), setting) is True
+    assert getattr(settings(URL=url), setting) is False
 
 
 @pytest.mark.parametrize(
@@ -125,7 +147,7 @@ def test_b102_words_for_false_are_false(word: str) -> None:
 )
 def test_b103_an_unusual_mode_works_with_a_warning(keys: dict[str, t.Any], usual: str) -> None:
     with pytest.warns(UserWarning, match=usual):
-        assert len(MailConfig.read(keys).relays) == 1
+        assert len(relays_of(MailConfig.read(keys))) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,8 +168,8 @@ def test_b103_an_unusual_mode_works_with_a_warning(keys: dict[str, t.Any], usual
         ("MAIL_MAX_CONNECTIONS", 0),
         ("MAIL_PASSWORD", f"{CANARY}\n"),
         ("MAIL_URL", f"smtp://ada:{CANARY}@"),
-        ("MAIL_QUEUE", "celery"),
-        ("MAIL_QUEUE", "folder:///var/spool/mail"),
+        ("MAIL_QUEUE", "rabbitmq"),
+        ("MAIL_QUEUE", "folder://var/spool/mail"),
         ("MAIL_PASSWORD", CANARY.encode()),
         ("MAIL_PASSWORD", f"{CANARY}\0"),
         ("MAIL_USERNAME", 1.5),
@@ -159,6 +181,9 @@ def test_b103_an_unusual_mode_works_with_a_warning(keys: dict[str, t.Any], usual
         ("MAIL_TIMEOUT", float("inf")),
         ("MAIL_DRAIN_TIMEOUT", -1),
         ("MAIL_MAX_CONNECTIONS", 10**6),
+        ("MAIL_PIPELINE_DEPTH", 0),
+        ("MAIL_PROTOCOL_TRACE", "maybe"),
+        ("MAIL_LOG_ADDRESSES", 2),
         ("MAIL_MAX_CONNECTIONS", -1),
         ("MAIL_MAX_EMAILS", -1),
         ("MAIL_LOCAL_HOSTNAME", "ä.example.com"),
@@ -217,6 +242,12 @@ def test_b106_a_bad_default_sender_is_a_config_error_at_init_app() -> None:
         Mail(app)
 
 
+@pytest.mark.parametrize("key", ["MAIL_CHUNKING", "MAIL_PIPELINING"])
+def test_b109_what_is_a_setting_but_no_key_is_warned_of(key: str) -> None:
+    with pytest.warns(UserWarning, match=f"{key} is no key of amail_flask"):
+        MailConfig.read({key: False})
+
+
 def test_b109_an_unknown_key_gets_a_warning_that_says_which_is_meant() -> None:
     with pytest.warns(UserWarning, match="MAIL_USE_STARTTLS is no key .* MAIL_USE_TLS"):
         MailConfig.read({"MAIL_USE_STARTTLS": True})
@@ -227,7 +258,7 @@ def test_keys_without_a_value_are_as_if_they_were_not_there() -> None:
         warnings.simplefilter("error")
         nothing: dict[str, object] = dict.fromkeys(KEYS.keys() - {"MAIL_SERVER"})
         config = MailConfig.read({**nothing, "MAIL_PORT": "", "OTHER": 1})
-    assert config.relays == [settings()]
+    assert relays_of(config) == [settings()]
 
 
 def test_a_url_wins_over_server_port_tls_and_credentials() -> None:
@@ -343,7 +374,7 @@ def test_what_from_prefixed_env_reads_is_understood(monkeypatch: pytest.MonkeyPa
     app = Flask(__name__)
     app.config.from_prefixed_env()
     config = MailConfig.read(app.config)
-    (relay,) = config.relays
+    (relay,) = relays_of(config)
     assert relay == SMTPSettings(
         port=2525, username="ada", password="12345", tls=None, max_connections=7
     )
@@ -368,7 +399,7 @@ def test_a_list_of_urls_is_failover_in_that_order() -> None:
             "MAIL_MAX_EMAILS": 7,
         }
     )
-    one, memory, two = config.relays
+    one, memory, two = relays_of(config)
     assert isinstance(one, SMTPSettings)
     assert isinstance(two, SMTPSettings)
     assert [one.relay, memory, two.relay] == [
@@ -493,38 +524,38 @@ def test_a_backend_that_has_no_like_is_refused(backend: str) -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        (converters.credential(CANARY), "********"),
-        (converters.key(CANARY), "********"),
+        (values.credential(CANARY), "********"),
+        (values.key(CANARY), "********"),
         (
-            converters.url(f"smtp://ada:{CANARY}@smtp.example.com"),
+            values.url(f"smtp://ada:{CANARY}@smtp.example.com"),
             "smtp://********@smtp.example.com:587",
         ),
-        (converters.url("smtps://smtp.example.com"), "smtps://smtp.example.com:465"),
-        (converters.url(f"smtp://ada:{CANARY}/x@smtp.example.com"), "********"),
-        (converters.url(f"pigeon://{CANARY}"), "********"),
+        (values.url("smtps://smtp.example.com"), "smtps://smtp.example.com:465"),
+        (values.url(f"smtp://ada:{CANARY}/x@smtp.example.com"), "********"),
+        (values.url(f"pigeon://{CANARY}"), "********"),
         (
-            converters.url(["memory://", f"smtp://a:{CANARY}@x.org"]),
+            values.url(["memory://", f"smtp://a:{CANARY}@x.org"]),
             "memory://, smtp://********@x.org:587",
         ),
-        (converters.mailers({"bulk": {"MAIL_PASSWORD": CANARY}}), "bulk"),
+        (values.mailers({"bulk": {"MAIL_PASSWORD": CANARY}}), "bulk"),
         (None, ""),
         (25.0, "25.0"),
     ],
 )
 def test_a_value_is_shown_without_its_secrets(value: object, shown: str) -> None:
-    assert converters.masked(value) == shown
+    assert values.masked(value) == shown
 
 
 @given(st.text())
 def test_no_text_breaks_what_is_shown(text: str) -> None:
-    for convert in (converters.url, converters.credential, converters.key):
-        converters.masked(convert(text))
+    for convert in (values.url, values.credential, values.key):
+        values.masked(convert(text))
 
 
 def test_the_page_has_the_table_of_the_code() -> None:
-    """Where it does not: python -c "from amail_flask.config import *; print(as_markdown())"."""
+    """Where it does not, the page is to be given what ``as_markdown(SECTIONS)`` says."""
     page = (ROOT / "docs" / "flask.md").read_text("utf-8")
-    assert f"\n{as_markdown()}" in page
+    assert f"\n{as_markdown(SECTIONS)}" in page
 
 
 def test_every_key_of_the_table_says_what_it_means() -> None:

@@ -12,7 +12,7 @@ from amail.testing import Delay, FaultServer, Hang
 from amail_flask import Mail, Message, lifespan
 
 if t.TYPE_CHECKING:
-    from amail_flask.lifespan import ASGIApp, Event, Receive, Send
+    from amail.asgi import ASGIApp, Event, Receive, Send
 
 STARTUP, SHUTDOWN = {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}
 

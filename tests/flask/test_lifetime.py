@@ -127,7 +127,7 @@ def test_the_drain_timeout_bounds_the_exit_and_what_is_lost_is_logged(drain_time
     assert done.returncode == 0
     assert seconds < 8
     message_id = done.stdout.strip()
-    assert f"amail.flask {message_id}: could not be sent in the background: not sent" in done.stderr
+    assert f"amail.queue {message_id}: could not be sent in the background: not sent" in done.stderr
 
 
 def test_an_app_that_has_sent_is_not_kept_for_the_life_of_the_process(

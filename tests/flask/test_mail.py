@@ -13,7 +13,7 @@ import threading
 import typing as t
 
 import pytest
-from flask import Flask
+from flask import Flask, current_app
 
 from amail import (
     InvalidHeader,
@@ -95,6 +95,46 @@ def test_a_sync_view_that_forgets_to_wait_fails_and_is_told_what_to_write(
         with pytest.raises(UsageError, match=r"mail\.send_sync\(message\), or make it async def"):
             app.test_client().get("/")
     assert server.messages == []
+
+
+def test_the_state_in_the_extensions_refuses_what_mail_refuses(server: AiosmtpdServer) -> None:
+    with mail_app(server) as (app, _), app.test_request_context():
+        state = app.extensions["mail"]
+        with pytest.raises(UsageError, match="this view is not async"):
+            state.send(hello())
+        with pytest.raises(UsageError, match="this view is not async"):
+            state.send_message("Hello", ["bob@example.org"], "Hi")
+        with pytest.raises(UsageError, match="async with"), state.connect():
+            pass
+    assert server.messages == []
+
+
+def test_a_mail_made_with_current_app_belongs_to_the_app_behind_it(server: AiosmtpdServer) -> None:
+    with mail_app(server) as (app, _):
+        with app.app_context():
+            mail = Mail(current_app)  # as Flask-AppBuilder does
+        assert mail.app is app
+        assert mail.send_sync(hello()).outcome == "accepted"
+        assert mail.send_later(hello()).engine == "memory"
+        assert mail.drain(10) == 0
+        mail.close()
+    assert len(server.messages) == 2
+
+
+def test_a_mail_made_for_each_message_uses_the_sessions_that_are_there(
+    server: AiosmtpdServer,
+) -> None:
+    with mail_app(server) as (app, _), app.app_context():
+        for _ in range(3):
+            Mail(current_app).send_sync(hello())
+        assert server.sessions == 1
+        app.config["MAIL_DEFAULT_SENDER"] = "other@example.com"
+        Mail(current_app).send_sync(hello())
+        app.extensions["mail"].close()
+    assert [each.reverse_path for each in server.messages] == [
+        *["me@example.com"] * 3,
+        "other@example.com",
+    ]
 
 
 def test_send_sync_sends_from_a_sync_view(server: AiosmtpdServer) -> None:
@@ -265,6 +305,19 @@ def test_send_later_reads_file_objects_at_once(server: AiosmtpdServer, tmp_path:
             mail.send_later(message)
         assert mail.drain(10) == 0
     assert b"the notes" in server.messages[0].content
+
+
+def test_while_sending_is_suppressed_what_is_sent_later_is_recorded_at_once(
+    server: AiosmtpdServer,
+) -> None:
+    with (
+        mail_app(server, TESTING=True) as (app, mail),
+        app.app_context(),
+        mail.record_messages() as outbox,
+    ):
+        queued = mail.send_later(hello())
+        assert [message.message_id for message in outbox] == [queued.message_id]
+    assert server.messages == []
 
 
 async def test_what_send_later_returns_may_be_awaited(server: AiosmtpdServer) -> None:
@@ -544,3 +597,21 @@ def test_names_of_the_state_are_found_on_mail_and_others_are_not(server: Aiosmtp
         assert mail.default_sender == "me@example.com"
         with pytest.raises(AttributeError):
             mail.no_such_thing  # noqa: B018
+
+
+def test_the_protocol_trace_is_shown_without_further_ado(server: AiosmtpdServer) -> None:
+    program = """
+        import sys
+        from flask import Flask
+        from amail_flask import Mail, Message
+
+        app = Flask("shop")
+        app.config.update(MAIL_URL=sys.argv[1], MAIL_PROTOCOL_TRACE="on")
+        mail = Mail(app)
+        mail.send_sync(Message("Hello", ["bob@example.org"], "canary", sender="a@example.com"))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), server.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40, check=True)
+    assert "C: RCPT TO:<b***@example.org>" in done.stderr
+    assert "S: 250 2.0.0 ok" in done.stderr
+    assert "canary" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 import typing as t
@@ -11,8 +12,8 @@ import dkim
 import pytest
 from flask import Flask
 
-from amail import ConfigError, DeliveryUnknown, SMTPTransport, UsageError
-from amail.testing import OK, FaultServer, Hang, Reset
+from amail import ConfigError, DeliveryUnknown, SendTimeout, SMTPTransport, UsageError
+from amail.testing import OK, Delay, FaultServer, Hang, Reset
 from amail_flask import Mail, Message, email_resolved, lifespan
 from tests.servers.aiosmtpd_server import aiosmtpd_server
 
@@ -168,6 +169,30 @@ def test_the_second_url_takes_over_where_the_first_cannot_be_had(server: Aiosmtp
         mail.close()
     assert receipt.relay == f"{server.host}:{server.port}"
     assert len(server.messages) == 1
+
+
+def test_the_timeout_is_for_all_relays_together() -> None:
+    with contextlib.ExitStack() as stack:
+        down = [stack.enter_context(FaultServer.serve_in_thread(greeting=Hang())) for _ in range(4)]
+        mail = make(None, URL=[each.url for each in down], TIMEOUT=1.0)
+        began = time.monotonic()
+        with pytest.raises(SendTimeout):
+            mail.send_sync(hello())
+        assert 1.0 <= time.monotonic() - began < 2.0  # and not four times as long
+        assert [each.connections for each in down] == [1] * 4  # each had its share
+        mail.close()
+
+
+async def test_waiting_for_a_session_of_the_first_relay_is_no_part_of_the_timeout() -> None:
+    with (
+        FaultServer.serve_in_thread(final=Delay(0.6, "250 2.0.0 ok")) as first,
+        FaultServer.serve_in_thread() as second,
+    ):
+        mail = make(None, URL=[first.url, second.url], TIMEOUT=1.0, MAX_CONNECTIONS=1)
+        receipts = await asyncio.gather(*(mail.send(hello()) for _ in range(3)))
+        assert {receipt.relay for receipt in receipts} == {f"{first.host}:{first.port}"}
+        assert second.connections == 0
+        await asyncio.to_thread(mail.close)
 
 
 async def test_nobody_waits_for_the_first_url_to_come_back(server: AiosmtpdServer) -> None:

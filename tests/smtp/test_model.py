@@ -34,13 +34,15 @@ from amail.errors import MailerClosed
 from amail.testing import Bytes, Close, Early, FaultServer, Hang, Partial, Reset
 from tests.messages import tokened
 from tests.musts import Musts
+from tests.smtp.modes import OFFERS, in_every_mode
 from tests.storm import STAGES
 
 if t.TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from amail import MailError
+    from amail import MailError, Result
     from amail.testing import Moment, Script, Stage
+    from tests.smtp.modes import Mode
 
 SIZE = 3
 IDLE_TIMEOUT, MAX_AGE = 30.0, 300.0
@@ -50,8 +52,11 @@ LARGE = 3_000_000
 CLOSING = "421 4.3.2 closing"
 NO_REPLY = Bytes(b"2x0 what?\r\n")
 
-# What a server does once, and what may then become of a message to one, and to several.
-FAULTS: list[tuple[Stage, Script, set[str], set[str]]] = [
+Fault: t.TypeAlias = "tuple[Stage, Script, set[str], set[str]]"
+"""What a server does once, and what may then become of a message to one, and to several, whose
+content waits for the replies to its envelope."""
+
+FAULTS: list[Fault] = [
     ("connect", Close(), {"accepted"}, {"accepted"}),
     ("greeting", Reset(), {"accepted"}, {"accepted"}),
     ("greeting", CLOSING, {"not_sent"}, {"not_sent"}),
@@ -123,14 +128,15 @@ class Life(RuleBasedStateMachine):
     """One mailer, one server, and whatever may happen to them."""
 
     def __init__(
-        self, outside: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture
+        self, outside: asyncio.AbstractEventLoop, caplog: pytest.LogCaptureFixture, mode: Mode
     ) -> None:
         super().__init__()
         self._outside = outside
+        self._mode = mode
         self._descriptors = descriptors()
         self._due: dict[Stage, deque[Script]] = {stage: deque() for stage in STAGES}
         self._stands_at: Counter[Stage] = Counter()
-        self._server = FaultServer(dict.fromkeys(STAGES, self._script))
+        self._server = FaultServer(dict.fromkeys(STAGES, self._script), extensions=OFFERS)
         self._there(self._server.start())
         self._runner = asyncio.Runner(loop_factory=ClockLoop)
         self._mailer = Mailer(
@@ -139,6 +145,7 @@ class Life(RuleBasedStateMachine):
             idle_timeout=IDLE_TIMEOUT,
             max_age=MAX_AGE,
             on_resolved=self._resolve,
+            **mode.settings,
         )
         self._is_open = True
         self._last = ""
@@ -178,20 +185,31 @@ class Life(RuleBasedStateMachine):
     @rule(fault=faults, recipients=recipients, attached=attached)
     def send_with_fault(
         self,
-        fault: tuple[Stage, Script, set[str], set[str]],
+        fault: Fault,
         recipients: int,
         attached: int,
     ) -> None:
         """The server fails once at a stage, if that comes up."""
         if not self._is_open:
             return
-        stage, script, to_one, to_several = fault
+        stage, script, _, _ = fault
         self._due[stage].append(script)
         outcome = self._here(self._outcome(recipients, attached))
-        expected = to_one if recipients == 1 else to_several
+        expected = self._expected(fault, recipients)
         assert outcome in (expected if self._stands_at[stage] else {"accepted"}), (
             f"{fault}: {self._last}"
         )
+
+    @rule(fault=faults, number=st.integers(2, 12))
+    def bulk(self, fault: Fault, number: int) -> None:
+        """Many are sent by send_many, and the server fails once, if that comes up."""
+        if not self._is_open:
+            return
+        self._due[fault[0]].append(fault[1])
+        outcomes = self._here(self._outcomes(number))
+        assert set(outcomes) <= {"accepted", "unknown"} | self._expected(fault, 1), outcomes
+        # One that dies with its session, and those in flight with it.
+        assert len(outcomes) - outcomes.count("accepted") <= self._mode.depth, outcomes
 
     @rule(stage=stages, recipients=recipients, attached=attached)
     def cancel(self, stage: Stage, recipients: int, attached: int) -> None:
@@ -219,7 +237,7 @@ class Life(RuleBasedStateMachine):
         if self._stands_at[stage]:
             outcome = self._musts.outcomes[token]
             self._counts[outcome] += 1
-            assert outcome in _left_at(stage)
+            assert outcome in self._left_at(stage)
 
     @rule(stage=stages, recipients=recipients, attached=attached)
     def deadline(self, stage: Stage, recipients: int, attached: int) -> None:
@@ -236,7 +254,7 @@ class Life(RuleBasedStateMachine):
         self._due[stage].clear()
         self._server.release()
         if self._stands_at[stage]:
-            assert outcome in _left_at(stage)
+            assert outcome in self._left_at(stage)
         else:
             assert outcome in {"accepted", "not_sent", "unknown"}  # by a busy machine
 
@@ -277,6 +295,8 @@ class Life(RuleBasedStateMachine):
     @rule(stage=st.sampled_from(["mail", "data", "final"]))
     def close_while_sending(self, stage: Stage) -> None:
         """The mailer is closed while a message is under way, which gets its time."""
+        if stage == "data" and not self._mode.says_data:
+            return
         self._due[stage].append(Hang())
 
         async def closing() -> None:
@@ -403,6 +423,33 @@ class Life(RuleBasedStateMachine):
             self._counts[outcome] += 1
         return outcome
 
+    async def _outcomes(self, number: int) -> list[str]:
+        """Send many in one go and count what came of them."""
+        tokens = [self._musts.token() for _ in range(number)]
+        messages = [tokened(token) for token in tokens]
+        by_id = {str(each.message_id): token for each, token in zip(messages, tokens, strict=True)}
+        self._tokens |= by_id
+        async for result in self._mailer.send_many(messages):
+            token = by_id[str(result.message.message_id)]
+            await self._musts.outcome_of(_of(result), token=token)
+            self._counts[self._musts.outcomes[token]] += 1
+        return [self._musts.outcomes[token] for token in tokens]
+
+    def _expected(self, fault: Fault, recipients: int) -> set[str]:
+        """What may become of a message; more where its content may have gone out at once."""
+        stage, script, to_one, to_several = fault
+        expected = to_one if recipients == 1 else to_several
+        ends = isinstance(script, Close | Reset | Bytes) or (script == CLOSING and recipients > 1)
+        at_once = self._mode.at_once and stage in {"rset", "mail", "rcpt"}
+        return expected | {"unknown"} if at_once and ends else expected
+
+    def _left_at(self, stage: Stage) -> set[str]:
+        """What becomes of a message whose sender leaves while the server stands at a stage."""
+        if stage == "body" or (self._mode.at_once and stage in {"mail", "rcpt"}):
+            # Whether our last octet is written already is not seen there.
+            return {"not_sent", "unknown"}
+        return {"unknown"} if stage == "final" else {"not_sent"}
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         """Wait for something that both sides' loops bring about."""
         until = time.monotonic() + 10
@@ -427,11 +474,12 @@ T = t.TypeVar("T")
 _OUTCOMES = ("accepted", "rejected", "not_sent", "unknown")
 
 
-def _left_at(stage: Stage) -> set[str]:
-    """What becomes of a message whose sender leaves while the server stands at a stage."""
-    if stage == "body":  # whether our last octet is written already is not seen there
-        return {"not_sent", "unknown"}
-    return {"unknown"} if stage == "final" else {"not_sent"}
+async def _of(result: Result) -> Receipt:
+    """Return or raise what came of one of many."""
+    if result.receipt is None:
+        assert result.error is not None
+        raise result.error
+    return result.receipt
 
 
 async def _make_musts(caplog: pytest.LogCaptureFixture) -> Musts:
@@ -462,10 +510,10 @@ def _be_a_child(mailer: Mailer, token: str, *, closes: bool) -> t.NoReturn:
         os._exit(code)
 
 
-def live(examples: int, caplog: pytest.LogCaptureFixture) -> None:
+def live(examples: int, caplog: pytest.LogCaptureFixture, mode: Mode) -> None:
     with loop_in_thread() as outside:
         run_state_machine_as_test(
-            t.cast("type[Life]", functools.partial(Life, outside, caplog)),
+            t.cast("type[Life]", functools.partial(Life, outside, caplog, mode)),
             settings=settings(
                 max_examples=examples,
                 stateful_step_count=30,
@@ -475,13 +523,17 @@ def live(examples: int, caplog: pytest.LogCaptureFixture) -> None:
         )
 
 
+@in_every_mode
 def test_what_must_never_be_is_not_after_whatever_happens_in_whatever_order(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, mode: Mode
 ) -> None:
-    live(15, caplog)
+    live(15 if mode.name == "pipelined" else 8, caplog, mode)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3600)
-def test_what_must_never_be_is_not_in_ten_thousand_lives(caplog: pytest.LogCaptureFixture) -> None:
-    live(10_000, caplog)
+@in_every_mode
+def test_what_must_never_be_is_not_in_ten_thousand_lives(
+    caplog: pytest.LogCaptureFixture, mode: Mode
+) -> None:
+    live(10_000, caplog, mode)

@@ -70,6 +70,40 @@ async def test_who_does_not_share_is_not_handed_a_slot_that_is() -> None:
     await (await waiting).__aexit__()
 
 
+async def test_who_has_gone_on_to_another_slot_is_not_given_the_one_it_left() -> None:
+    house, pool = House(), pool_of(2)
+    first, second = pool.slot(shares=True), pool.slot(shares=True)
+    await first.__aenter__()
+    session = await first.open(house.opened)
+    first.offer()
+    await second.__aenter__()
+    assert second.take_idle() is session
+    first.drop()
+    assert await first.open(house.opened) is not session
+    assert pool.leased == 2
+    await second.__aexit__()
+    assert (pool.leased, pool.idle) == (1, 1)
+    await first.__aexit__()
+    assert (pool.leased, pool.idle) == (0, 2)
+
+
+async def test_a_session_is_not_lost_with_the_one_who_was_to_follow_who_has_gone_on() -> None:
+    house, pool = House(), pool_of(1)
+    first, second = pool.slot(shares=True), pool.slot(shares=True)
+    await first.__aenter__()
+    session = await first.open(house.opened)
+    waiting = asyncio.ensure_future(second.__aenter__())
+    await asyncio.sleep(0)
+    first.offer()
+    first.drop()
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert (pool.leased, pool.idle) == (0, 1)
+    await first.__aexit__()
+    async with pool.slot() as third:
+        assert third.take_idle() is session
+
+
 async def test_one_who_was_offered_a_slot_and_cancelled_at_once_leaves_it_to_its_holder() -> None:
     house, pool = House(), pool_of(1)
     async with pool.slot(shares=True) as first:

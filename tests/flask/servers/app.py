@@ -23,9 +23,10 @@ if t.TYPE_CHECKING:
 
     from quart import Quart
 
-    from amail_flask.lifespan import ASGIApp
+    from amail.asgi import ASGIApp
 
 LATER = 3
+QUEUED = 10
 
 
 def hello(subject: str) -> Message:
@@ -53,6 +54,10 @@ def make_app(flask: type[Flask] = Flask) -> tuple[Flask, Mail]:
         for _ in range(LATER):
             mail.send_later(hello("later"))
         return str(os.getpid())
+
+    @app.get("/queue")
+    def send_later_and_tell() -> list[str]:
+        return [mail.send_later(hello("queue")).message_id for _ in range(QUEUED)]
 
     @app.get("/later-then-hang")
     def send_later_then_hang() -> str:

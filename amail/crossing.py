@@ -12,12 +12,13 @@ import contextlib
 import functools
 import typing as t
 
-from amail import DeliveryUnknown, UsageError
+from amail.errors import DeliveryUnknown, UsageError
 
 if t.TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from amail import Portal, Receipt
+    from amail.portal import Portal
+    from amail.receipt import Receipt
 
     Sending = Coroutine[t.Any, t.Any, Receipt]
     # Known in both loops by the future that is awaited in the caller's.

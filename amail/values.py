@@ -1,7 +1,7 @@
-"""What a config value may be: of Python, or a str from the environment.
+"""What a value of a config may be: of Python, or a str from the environment.
 
-Each converter returns what a value means, or raises ValueError with what it must be. The error
-never shows the value.
+Each function returns what a value means, or raises ValueError with what it must be. The error never
+shows the value.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import os
 import typing as t
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from amail import Address, ConfigError, SMTPSettings
+from amail.address import Address
+from amail.errors import ConfigError
 from amail.secret import Secret
+from amail.smtp.settings import SMTPSettings
 
 if t.TYPE_CHECKING:
     from amail.address import Person
@@ -59,7 +61,7 @@ def seconds(value: object) -> float:
     return number
 
 
-def seconds_or_none_at_all(value: object) -> float:
+def seconds_from_0(value: object) -> float:
     """Read seconds, 0 too."""
     return 0.0 if str(value).strip() in {"0", "0.0"} else seconds(value)
 
@@ -78,8 +80,13 @@ def line(value: object) -> str:
     raise ValueError("must be on one line, without control characters")
 
 
-def credential(value: object) -> Secret:
-    """Take a str, or an int: what ``from_prefixed_env`` makes of digits, which says the same."""
+def credential(value: object) -> Secret | Callable[..., object]:
+    """Take a str, or an int: what ``from_prefixed_env`` makes of digits, which says the same.
+
+    Or a callable, which is a source of access tokens.
+    """
+    if callable(value):
+        return value
     if isinstance(value, int) and not isinstance(value, bool):
         return Secret(value)
     if isinstance(value, str):
@@ -129,15 +136,8 @@ def several(value: object) -> tuple[t.Any, ...]:
     raise ValueError(f"must be a str or a list, not {type(value).__name__}")
 
 
-def queue(value: object) -> str:
-    """Take the name of a queue."""
-    if value != "memory":
-        raise ValueError('must be "memory", the only queue there is in this version')
-    return "memory"
-
-
 def mailers(value: object) -> dict[str, dict[str, t.Any]]:
-    """Take a dict of dicts, by name."""
+    """Take the configs of several mailers by name: a dict of dicts."""
     if not isinstance(value, Mapping) or not all(
         isinstance(name, str) and isinstance(keys, Mapping) for name, keys in value.items()
     ):
@@ -155,6 +155,8 @@ def masked(value: object) -> str:
         return "********"
     if isinstance(value, Mapping):
         return ", ".join(value)
+    if callable(value):
+        return type(value).__name__
     return "" if value is None else str(value)
 
 

@@ -1,0 +1,1 @@
+"""Celery with real brokers: what is lost and what is doubled when processes are killed."""

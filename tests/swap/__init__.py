@@ -1,0 +1,1 @@
+"""Public projects that use Flask-Mail, run on amail_flask with a few lines of them changed."""
