@@ -33,7 +33,9 @@ if t.TYPE_CHECKING:
 MIB = 1024 * 1024
 BIG = 25 * MIB
 SESSIONS = 10
-LARGE, MANY, VERY_MANY = "25 MiB attached", "10,000 messages", "100,000 messages (3 runs)"
+LARGE = "25 MiB attached"
+MANY, VERY_MANY = "10,000 messages (2 runs)", "100,000 messages (2 runs)"
+FEW = 2  # runs of these: each takes long, and they do not differ
 EACH = "each of 100,000 messages at once"
 
 
@@ -178,18 +180,22 @@ def large(sink: Sink, plan: Plan, path: Path) -> Table:
 def many(sink: Sink, plan: Plan) -> Table:
     count = plan.count(10_000, least=20)
     task = Task(sink.port, count, SESSIONS, warm=1)
-    return _table(MANY, [AMAIL_GATHER, AMAIL_MANY, AIOSMTPLIB_GATHER], task, sink, plan)
+    contenders = [AMAIL_GATHER, AMAIL_MANY, AIOSMTPLIB_GATHER]
+    return _table(MANY, contenders, task, sink, _few(plan))
 
 
 def very_many(sink: Sink, plan: Plan) -> list[Table]:
     """In all, and for each message of those that are all there at once."""
     count = plan.count(100_000, least=20)
     task = Task(sink.port, count, SESSIONS, warm=1)
-    few = replace(plan, runs=min(plan.runs, 3))  # each takes long, and they do not differ
-    in_all = _table(VERY_MANY, [AMAIL_GATHER, AMAIL_MANY], task, sink, few)
+    in_all = _table(VERY_MANY, [AMAIL_GATHER, AMAIL_MANY], task, sink, _few(plan))
     gathered = in_all.series[0]
     each = Series(gathered.who, tuple(mib * 1024 / count for mib in gathered.figures))
     return [in_all, Table(EACH, "KiB more", "less", (each,))]
+
+
+def _few(plan: Plan) -> Plan:
+    return replace(plan, runs=min(plan.runs, FEW))
 
 
 def _table(question: str, contenders: list[Contender], task: Task, sink: Sink, plan: Plan) -> Table:

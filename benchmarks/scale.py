@@ -47,9 +47,9 @@ class Way:
 
 WAYS = (
     Way(peers.AMAIL_SEND_DATA, near=2000, far=15),
-    Way(peers.AMAIL_MANY_DATA, near=4000, far=30),
-    Way(peers.AMAIL_MANY_CHUNKING, near=4000, far=30),
-    Way(peers.AMAIL_MANY_DEEP, near=4000, far=480, depth=16),
+    Way(peers.AMAIL_MANY_DATA, near=2000, far=30),
+    Way(peers.AMAIL_MANY_CHUNKING, near=2000, far=30),
+    Way(peers.AMAIL_MANY_DEEP, near=2000, far=480, depth=16),
 )
 CHECKED = WAYS[1]
 PROCESSOR, ROUND_TRIPS = "processor time a message", "round trips a message"

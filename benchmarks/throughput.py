@@ -30,7 +30,7 @@ BASE = peers.AMAIL_GATHER.name
 
 @dataclass(frozen=True)
 class Entry:
-    """A contender and how many messages take it about half a second; of 100 KB a fifth of them."""
+    """A contender and how many messages take it about half a second; an eighth of 100 KB."""
 
     contender: Contender
     messages: int
@@ -73,7 +73,7 @@ def entries(sessions: int) -> list[Entry]:
 
 
 def task_of(entry: Entry, sink: Sink, size: int, sessions: int, plan: Plan) -> Task:
-    messages = entry.messages if size == 0 else entry.messages // 5
+    messages = entry.messages if size == 0 else entry.messages // 8
     count = plan.count(max(messages, 2 * sessions))
     return Task(sink.port, count, sessions, size, depth=entry.depth)
 

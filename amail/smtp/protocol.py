@@ -185,9 +185,10 @@ class SMTPProtocol(asyncio.Protocol):
 
         ``on_written`` is called when its last octet is: another one may follow; and again, once one
         may, where as many as may be were on their way. ``at_once`` allows the content to go out
-        with the envelope, where it fits and the server has just been heard of. When this is cancelled, or returns without an outcome, the transaction is left as it
-        stands. Either the protocol is not usable any more, or the final reply may still come: then
-        there is ``unsettled``.
+        with the envelope, where it fits and the server has just been heard of. When this is
+        cancelled, or returns without an outcome, the transaction is left as it stands. Either the
+        protocol is not usable any more, or the final reply may still come: then there is
+        ``unsettled``.
         """
         run = _Run(transaction, deadlines, self._loop.create_future(), on_written)
         if not (self.can_follow if self._runs else self.usable):

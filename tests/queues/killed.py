@@ -112,7 +112,8 @@ def check(folder: Path) -> str:
     """Return what is wrong, "" where nothing is."""
     taken = Counter(lines(folder.with_name("taken")))
     queue = FolderQueue(folder)
-    unknown, waiting = set(), set()
+    unknown: set[str] = set()
+    waiting: set[str] = set()
     for found in queue.jobs():
         job = found.job()
         recipients = {f"{job['id']} {path}" for path in job["env"]["to"]}

@@ -69,7 +69,7 @@ async def test_what_was_composed_is_delivered_as_it_is_within_its_time() -> None
     assert receipt.message_id == content.message_id
     assert deadline == pytest.approx(time.monotonic() + 30, abs=10)
     with pytest.raises(ConfigError, match="timeout"):
-        mailer.deliver(envelope, content, timeout=0)
+        await mailer.deliver(envelope, content, timeout=0)
     await mailer.aclose()
     with pytest.raises(MailerClosed):
         await mailer.deliver(envelope, content)

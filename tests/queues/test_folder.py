@@ -425,8 +425,8 @@ def test_who_dies_while_an_unknown_one_is_retried_by_hand_loses_nothing(
         queue.rescue()
         assert rooms(queue.folder) == {"new": 1}
         queue.claim(1)
-    claimed = only(queue)
-    claimed.path.rename(f"{claimed.path}.out")
+    found = only(queue)
+    found.path.rename(f"{found.path}.out")
     die(queue)
     assert len(queue.rescue()) == 1
     assert rooms(queue.folder) == {"unknown": 1}

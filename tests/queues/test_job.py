@@ -190,6 +190,7 @@ def broken(path: str, value: object) -> Job:
 
 
 MIME = a_job()["mime"]
+NO_ENVELOPES: list[t.Any] = [None, [], "a@x.org"]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ MIME = a_job()["mime"]
         *((name, ..., name) for name in ("v", "id", "env", "mime", "mailer")),
         *(("v", value, "v: is not 1") for value in (0, 2, True, "1", None, 1.0)),
         *(("id", value, "id: ") for value in (None, "", "<other@x.org>", 5)),
-        *(("env", value, "env: ") for value in (None, [], "a@x.org")),
+        *(("env", value, "env: ") for value in NO_ENVELOPES),
         *((f"env.{name}", ..., name) for name in ("from", "to")),
         *(("env.from", value, "env.from: ") for value in (None, 5, ["a@x.org"])),
         ("env.from", "a@x.org> SIZE=5", "env: envelope"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import threading
 import time
@@ -41,6 +42,7 @@ if t.TYPE_CHECKING:
     from pathlib import Path
 
     from amail import Receipt
+    from amail.testing import Stage
 
 BUSY, GONE = Reply(450, "4.2.0", "greylisted"), Reply(550, "5.1.1", "no such user")
 
@@ -99,6 +101,10 @@ async def test_what_waits_is_sent_and_gone(queue: FolderQueue) -> None:
     assert said(queue, jobs[0]) == ["accepted"]
 
 
+def _has(done: t.Sized, number: int) -> bool:
+    return len(done) == number
+
+
 async def test_what_is_put_while_it_runs_is_sent_at_once(queue: FolderQueue) -> None:
     memory = MemoryTransport()
     async with running(queue, Mailer(memory)) as done:
@@ -106,7 +112,7 @@ async def test_what_is_put_while_it_runs_is_sent_at_once(queue: FolderQueue) -> 
         for number in range(1, 11):
             before = time.monotonic()
             await asyncio.to_thread(queue.put, a_job())
-            await until(lambda number=number: len(done) == number)
+            await until(functools.partial(_has, done, number))
             assert time.monotonic() - before < 0.9  # it is told, and does not only look
     assert len(memory.messages) == 10
 
@@ -278,7 +284,8 @@ async def test_a_mailer_that_this_process_does_not_have_leaves_its_jobs_waiting(
     def find(name: str) -> Mailer:
         raise ConfigError(f"there is no {name}")
 
-    for mailers in ({}, find):
+    ways: list[t.Any] = [{}, find]
+    for mailers in ways:
         assert await run_once(queue, mailers) == []
         assert rooms(queue.folder) == {"new": 1}
     assert set(said(queue, job)) == {"deferred"}
@@ -336,7 +343,7 @@ async def test_those_under_way_may_end_and_no_other_is_begun(queue: FolderQueue)
     ("stage", "room"), [("mail", "new"), ("data", "new"), ("final", "unknown")]
 )
 async def test_what_is_under_way_after_that_waits_again_or_is_unknown(
-    queue: FolderQueue, stage: str, room: str
+    queue: FolderQueue, stage: Stage, room: str
 ) -> None:
     queue.put(a_job())
     script: dict[str, t.Any] = {stage: Hang()}

@@ -29,7 +29,7 @@ class Mode:
 
     def server(self, **script: t.Any) -> FaultServer:
         """A server that offers all of it."""
-        return FaultServer(script, extensions=OFFERS)
+        return FaultServer(extensions=OFFERS, **script)
 
 
 MODES = [

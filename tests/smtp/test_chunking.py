@@ -470,7 +470,7 @@ async def test_a_server_that_loses_pipelined_commands_is_spoken_to_one_at_a_time
     server = Forgetful()
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
     url = f"smtp://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    waits = {"command_timeout": 0.15, "final_timeout": 0.15}
+    waits: dict[str, t.Any] = {"command_timeout": 0.15, "final_timeout": 0.15}
     async with listener, Mailer(url, max_connections=1, **waits, **options) as mailer:
         first = (await asyncio.gather(mailer.send(letter()), return_exceptions=True))[0]
         # Content that went at once may have been taken; content that did not was not sent.

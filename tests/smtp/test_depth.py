@@ -246,7 +246,7 @@ async def until_free(mailer: Mailer) -> None:
 async def test_c10_one_who_leaves_amid_the_others_hears_of_it_later(
     in_flight: InFlight, who: int
 ) -> None:
-    server, mailer, tasks, _resolved = in_flight
+    server, mailer, tasks, resolved = in_flight
     tasks[who].cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await tasks[who]
@@ -267,7 +267,7 @@ async def test_c10_one_who_leaves_amid_the_others_hears_of_it_later(
 async def test_c10_where_all_leave_all_are_told_later(
     in_flight: InFlight,
 ) -> None:
-    server, mailer, tasks, _resolved = in_flight
+    server, mailer, tasks, resolved = in_flight
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -282,7 +282,7 @@ async def test_c10_where_all_leave_all_are_told_later(
 async def test_a_session_that_dies_settles_nothing_and_frees_its_slot(
     in_flight: InFlight, left: tuple[int, ...]
 ) -> None:
-    server, mailer, tasks, _resolved = in_flight
+    server, mailer, tasks, resolved = in_flight
     for number in left:
         tasks[number].cancel()
     await asyncio.sleep(0)
