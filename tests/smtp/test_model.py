@@ -200,7 +200,8 @@ class Life(RuleBasedStateMachine):
             f"{fault}: {self._last}"
         )
 
-    @rule(fault=faults, number=st.integers(2, 12))
+    # A greeting with 421 beside open sessions takes a slot out of use for a minute (F14).
+    @rule(fault=faults.filter(lambda fault: fault[0] != "greeting"), number=st.integers(2, 12))
     def bulk(self, fault: Fault, number: int) -> None:
         """Many are sent by send_many, and the server fails once, if that comes up."""
         if not self._is_open:
