@@ -217,8 +217,8 @@ async def test_one_message_too_large_is_refused_and_its_session_goes_on(
     (counted,) = [line for line in postfix.log_of(port)[before:] if "disconnect from" in line]
     if port == "small":  # SIZE is offered: nothing of the message goes out
         assert (caught.value.stage, caught.value.reply) == ("mail", None)
-        assert f"mail={COUNT} rcpt={COUNT} data={COUNT} quit=1" in counted
+        assert f"mail={COUNT} rcpt={COUNT} bdat={COUNT} " in counted
     else:
         assert caught.value.stage == "final"
         assert str(caught.value.reply).startswith("552 5.3.4 ")
-        assert f"mail={COUNT + 1} rcpt={COUNT + 1} data={COUNT}/{COUNT + 1} quit=1" in counted
+        assert f"mail={COUNT + 1} rcpt={COUNT + 1} bdat={COUNT}/{COUNT + 1} " in counted

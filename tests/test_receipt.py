@@ -95,6 +95,7 @@ def test_whatever_a_server_says_is_shown_on_one_printable_line(code: int, lines:
     ("text", "queue_id"),
     [
         ("Ok: queued as 4F1A2B3C4D", "4F1A2B3C4D"),  # Postfix
+        ("Ok: 17164 bytes queued as 4F1A2B3C4D", "4F1A2B3C4D"),  # and to BDAT
         ("OK id=1rAbCd-0001Ab-2X", "1rAbCd-0001Ab-2X"),  # Exim
         ("ok 1700000000 a1-2b3c.45 - gsmtp", "1700000000"),  # Gmail
         ("ok, queued as F00001", "F00001"),
