@@ -18,7 +18,8 @@ if t.TYPE_CHECKING:
 _ENHANCED = re.compile(r"([245]\.[0-9]{1,3}\.[0-9]{1,3})(?:[ \t]|$)")
 # How common servers say under which id they queued a message. Best effort, for support tickets.
 _QUEUE_ID = re.compile(
-    r"(?:queued(?: mail)? (?:as|for delivery as)|id=|message-id:|(?i:^ok)[: ]+(?=\S*[0-9])(?![0-9]+ (?:bytes|octets)))"
+    r"(?:queued(?: mail)? (?:as|for delivery as)|id=|message-id:"
+    r"|(?i:^ok)[: ]+(?=\S*[0-9])(?![0-9]+ (?:bytes|octets)))"  # which Postfix counts in BDAT
     r"[ <]*([A-Za-z0-9._@+-]{5,100})"
 )
 
